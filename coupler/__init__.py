@@ -1,0 +1,1 @@
+"""How two sides talk and who decides: protocol, switch, guard, links, ranks, registry and the testing kit."""

@@ -1,0 +1,186 @@
+"""The sockets that plug-ins fill: Simulation, Task, Link, and the values they exchange with the coupler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.fields import Array, FieldSpec, Snapshot
+
+Reduction = Literal["sum", "max"]
+Frames = list[bytes | memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """One rank's contribution to a conserved quantity, and how contributions combine to the global value."""
+
+    value: float
+    reduction: Reduction = "sum"
+
+
+@runtime_checkable
+class Simulation(Protocol):
+    """What makes states. Constructed as `Thing(*, ranks=..., seed=..., **settings)`; see `coupler.registry`.
+
+    `step` everywhere is the coupling step; how many solver steps it holds is the simulation's own setting. All ranks
+    call every method at the same step and in the same order, so methods may use MPI collectives.
+    """
+
+    def fields(self) -> Sequence[FieldSpec]:
+        """The declared fields; constant for the life of the simulation."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """This rank's part of the present instant. Arrays may be views, valid until the next integrate or adopt."""
+        ...
+
+    def integrate(self, dt: float, n: int) -> None:
+        """Advances n coupling steps of dt (simulated time each) by direct integration."""
+        ...
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Takes over step, time, dt and this rank's Blocks of the state fields. Other Blocks are ignored."""
+        ...
+
+    def save(self) -> object:
+        """A token from which `restore` gives the present state back bitwise, hidden parts (RNG) included."""
+        ...
+
+    def restore(self, token: object) -> None:
+        """Returns to a saved state, bitwise. The token stays valid."""
+        ...
+
+    def invariants(self) -> Mapping[str, Invariant]:
+        """This rank's contributions to conserved quantities; may be empty."""
+        ...
+
+
+@runtime_checkable
+class Viewable(Protocol):
+    """A Simulation that says what a person would look at and judge the error of, such as the velocity."""
+
+    def view(self) -> Snapshot:
+        """This rank's part of the fields to show and compare, as float32 cell arrays or particle arrays."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a Task says about a step ahead. Parts that a Task does not own stay None.
+
+    Attributes:
+        horizon: Steps from the Snapshot asked about to the state forecast.
+        error: The model's own estimate of the relative error of that state (rms over rms fluctuation), or for `dt`
+            the probability that the dt misses its tolerance.
+        version: Model version, 0 when nothing is trained.
+        arrays: State fields by name at the end of the horizon, global arrays.
+        dt: Suggested dt for direct steps.
+        observables: Per name one value for each of the `horizon` covered steps, shape (horizon,), float64.
+        residual: Distance of the Snapshot from what the model was trained on, relative to the rms fluctuation of its
+            training data (reconstruction error of the reduced coordinates); 0 when it has no such notion.
+        in_range: Whether every control lies in the range seen in training.
+    """
+
+    horizon: int
+    error: float
+    version: int
+    arrays: Mapping[str, Array] | None = None
+    dt: float | None = None
+    observables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    residual: float = 0.0
+    in_range: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Backtest:
+    """One free-running forecast over stored direct data that was not trained on.
+
+    Attributes:
+        horizon: Steps forecast.
+        estimated: The model's own error estimate.
+        observed: The error found, rms over rms fluctuation.
+    """
+
+    horizon: int
+    estimated: float
+    observed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a call of `learn` did.
+
+    Attributes:
+        version: Version of the serving model after the call; it rises when a candidate was promoted.
+        trained_on: Snapshots used, up to and including the watermark `last_step`.
+        last_step: Highest coupling step trained on, -1 when none.
+        kind: Name of the model that serves, such as "affine" or "network".
+        promoted: True when this call changed the serving model.
+        backtests: Horizon errors of the serving model on direct data it was not trained on; replaces earlier ones.
+        loss: A figure for the log.
+    """
+
+    version: int = 0
+    trained_on: int = 0
+    last_step: int = -1
+    kind: str = "none"
+    promoted: bool = False
+    backtests: tuple[Backtest, ...] = ()
+    loss: float = math.nan
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What learns from states and answers. Constructed as `Thing(*, fields=..., seed=..., **settings)`.
+
+    One instance may serve while another, in the trainer, learns; only `state()` crosses between them. A Task sees
+    global Snapshots with arrays it must not change or keep without copying.
+    """
+
+    owns: ClassVar[frozenset[str]]
+    """Parts of Advice this Task answers: a subset of {"arrays", "dt"}."""
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Takes in one directly integrated Snapshot. Cheap: store, do not train. A step that does not follow the
+        last one (a jump, or a return to an earlier step) starts a new trajectory segment; samples of later steps on
+        the abandoned branch are dropped."""
+        ...
+
+    def forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
+        """What the serving model says about `snapshot.step + horizon`. Version 0 when it cannot say anything."""
+        ...
+
+    def learn(self, steps: int) -> Report:
+        """Trains for a number of steps (the Task's own unit of bounded work, well under a second each)."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """Everything `forecast` needs, as arrays by name (safetensors-ready: no object dtype)."""
+        ...
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Takes over a state made by `state()` of the same kind of Task. Atomic: raises ValueError or works."""
+        ...
+
+
+class Link(Protocol):
+    """Two-way, message-framed, small messages. Owned by one thread. `coupler.testing.check_link` tests one."""
+
+    def send(self, frames: Frames, peer: bytes = b"") -> bool:
+        """Sends without waiting. False when the queue is full or the peer is gone: the message was not taken.
+        `peer` names the receiver on the listening side and is ignored on the connecting side."""
+        ...
+
+    def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:
+        """The next message as (peer, frames), or None after timeout_s seconds (0: do not wait)."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything; unsent messages are dropped. May be called twice."""
+        ...

@@ -1,0 +1,45 @@
+"""The error tree. Raised when opening and closing; inside the time loop a failure is an Advice with a reason.
+
+CouplerError
+  CaseError         the run file is wrong; carries every mistake found
+  PluginError       a plug-in is unknown, cannot be imported or broke its contract
+  SchemaMismatch    the two sides, or two steps, disagree about a field or a version
+  ProtocolError     a message broke the protocol
+  LinkError         an address cannot be used or a peer is gone
+  SimulationFailed  the simulation itself failed; the job ends with this cause
+"""
+
+from __future__ import annotations
+
+
+class CouplerError(Exception):
+    """Anything that this library raises. The message is a full sentence: what was seen, allowed, and to try."""
+
+
+class CaseError(CouplerError):
+    """A run file is wrong. `mistakes` holds one sentence for each mistake."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        """Args: mistakes: One full sentence each, with file and line where known."""
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class PluginError(CouplerError):
+    """A plug-in is unknown, cannot be imported or broke its contract."""
+
+
+class SchemaMismatch(CouplerError):
+    """The two sides, or two steps of one side, disagree about a field or a version."""
+
+
+class ProtocolError(CouplerError):
+    """A message broke the protocol."""
+
+
+class LinkError(CouplerError):
+    """An address cannot be used, or a peer is gone."""
+
+
+class SimulationFailed(CouplerError):
+    """The simulation itself failed (not finite, a plug-in raised); the job ends with this cause."""

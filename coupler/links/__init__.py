@@ -1,0 +1,1 @@
+"""Links: two-way transports for small messages."""

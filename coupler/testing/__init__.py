@@ -1,0 +1,1 @@
+"""The public testing kit: checks for plug-ins, a flaky link, a manual clock."""

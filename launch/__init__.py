@@ -1,0 +1,1 @@
+"""What starts, watches, stops and reports: plan, launchers, supervisor and the command line."""

@@ -1,0 +1,1 @@
+"""The report of a finished run: pictures and one self-contained page."""

@@ -1,0 +1,1 @@
+"""What learns: the server, the trainer, the buffer, tasks and models."""

@@ -1,0 +1,1 @@
+"""Models: reduced coordinates, affine dynamics and networks."""

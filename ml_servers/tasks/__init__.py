@@ -1,0 +1,1 @@
+"""Tasks: what a server learns and answers."""

@@ -1,0 +1,1 @@
+"""What travels: fields, messages, the wire and the run file. Imports nothing above itself."""

@@ -1,0 +1,1 @@
+"""What makes states: the driver loop, solvers and adapters to existing codes."""
