@@ -85,6 +85,7 @@ class Forecast:
         residual: Distance of the Snapshot from what the model was trained on, relative to the rms fluctuation of its
             training data (reconstruction error of the reduced coordinates); 0 when it has no such notion.
         in_range: Whether every control lies in the range seen in training.
+        scales: Rms fluctuation of each state field over the training data, the unit of every relative error.
     """
 
     horizon: int
@@ -95,6 +96,7 @@ class Forecast:
     observables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     residual: float = 0.0
     in_range: bool = True
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ class Task(Protocol):
     def observe(self, snapshot: Snapshot) -> None:
         """Takes in one directly integrated Snapshot. Cheap: store, do not train. A step that does not follow the
         last one (a jump, or a return to an earlier step) starts a new trajectory segment; samples of later steps on
-        the abandoned branch are dropped."""
+        the abandoned branch are dropped.
+        """
         ...
 
     def forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
@@ -174,7 +177,8 @@ class Link(Protocol):
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:
         """Sends without waiting. False when the queue is full or the peer is gone: the message was not taken.
-        `peer` names the receiver on the listening side and is ignored on the connecting side."""
+        `peer` names the receiver on the listening side and is ignored on the connecting side.
+        """
         ...
 
     def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:

@@ -26,7 +26,7 @@ class Ranks:
     size: int = 1
     comm: Any = None
 
-    def allreduce(self, values: NDArray[np.float64], operation: Operation) -> NDArray[np.float64]:
+    def allreduce(self, values: NDArray[np.float64], operation: Operation) -> NDArray[np.float64]:  # noqa: ARG002
         """Combines a float64 vector of shape (n,) over all ranks, element by element; collective."""
         return values
 

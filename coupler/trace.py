@@ -25,7 +25,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         phase: Switch phase behind it: `direct`, `trial`, `learned` or `audit`.
         reason: Why, as a short sentence.
         decision: Decision number of the server, 0 when the client decided alone.
-        to_step: Step the host stands at after carrying it out (learned: the end of the horizon; rewind: the saved step).
+        to_step: Step at which the host stands after carrying it out (the end of the horizon, the saved step).
         weight: Blending weight of the learned state, 1 outside hand-overs.
         version: Model version of the learned state, 0 for direct steps.
         bound: Calibrated 90 % bound of the horizon error of the forecast, infinity when there is none.

@@ -129,7 +129,7 @@ def misfit(spec: FieldSpec, block: Block) -> str | None:
         return None if array.shape[1:] == spec.shape[1:] else _bounds(spec, array.shape)
     if len(block.offset) != array.ndim:
         return f"field {spec.name!r} needs an offset of {array.ndim} numbers, not {block.offset}"
-    inside = all(0 <= o and o + n <= total for o, n, total in zip(block.offset, array.shape, spec.shape, strict=True))
+    inside = all(o >= 0 and o + n <= total for o, n, total in zip(block.offset, array.shape, spec.shape, strict=True))
     return None if inside else _bounds(spec, array.shape, block.offset)
 
 

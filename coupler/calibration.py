@@ -1,0 +1,95 @@
+"""Calibration of the horizon error: split conformal prediction on back-tests, with the coverage that came out.
+
+A model's own estimate of its error is a guess. The ratio of observed to estimated error over back-tests (forecasts from
+stored direct states that the model was not trained on) says how far to trust it: the bound at horizon h is the estimate
+times the conformal quantile of those ratios at h. With n exchangeable ratios the ceil((n + 1) c)-th smallest covers a
+new one with probability at least c (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113 (2018) 1094). Overlapping
+back-tests are not quite exchangeable, so the coverage found afterwards is measured and reported too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from coupler.contracts import Backtest
+
+FLOOR = 1e-12
+"""Smallest error estimate that is divided by."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What is known about the horizon error of the serving model. Immutable: every change makes a new one.
+
+    Attributes:
+        coverage: Target, the share of horizon errors that shall lie below the bound.
+        ratios: Sorted observed/estimated ratios by horizon.
+        estimates: Typical (median) error estimate by horizon.
+        checked: Live forecasts whose error became known.
+        covered: How many of them lay below their bound.
+        worst: Largest live error found.
+    """
+
+    coverage: float = 0.9
+    ratios: dict[int, tuple[float, ...]] = {}
+    estimates: dict[int, float] = {}
+    checked: int = 0
+    covered: int = 0
+    worst: float = 0.0
+
+    @property
+    def longest(self) -> int:
+        """Longest back-tested horizon; 0 when there is none. No learned phase may outlast it."""
+        return max(self.ratios, default=0)
+
+    @property
+    def measured(self) -> float:
+        """Share of live forecasts below their bound; NaN before the first."""
+        return self.covered / self.checked if self.checked else math.nan
+
+    def quantile(self, horizon: int) -> float:
+        """Conformal quantile of the ratios at the shortest back-tested horizon that is not shorter than `horizon`."""
+        longer = [h for h in self.ratios if h >= horizon]
+        if not longer:
+            return math.inf
+        ratios = self.ratios[min(longer)]
+        rank = math.ceil((len(ratios) + 1) * self.coverage)
+        # Fewer ratios than the coverage needs (9 for 90 %) give no finite guarantee: nothing is promised then.
+        return ratios[rank - 1] if rank <= len(ratios) else math.inf
+
+    def bound(self, horizon: int, estimate: float) -> float:
+        """Calibrated bound of the error of a forecast over `horizon` steps whose own estimate is given."""
+        quantile = self.quantile(horizon)
+        return quantile * max(estimate, FLOOR) if math.isfinite(quantile) else math.inf
+
+    def horizon(self, tolerance: float, cap: int) -> int:
+        """Longest horizon up to `cap` whose bound, at its typical estimate, keeps the tolerance; 0 when none does.
+
+        Every shorter back-tested horizon must keep it too: a bound that is met again later is luck.
+        """
+        best = 0
+        for h in sorted(self.ratios):
+            if self.bound(h, self.estimates[h]) > tolerance:
+                break
+            best = h
+        return min(best, cap)
+
+    def observed(self, bound: float, error: float) -> Calibration:
+        """Counts one live forecast whose error became known."""
+        inside = error <= bound
+        return msgspec.structs.replace(
+            self, checked=self.checked + 1, covered=self.covered + inside, worst=max(self.worst, error)
+        )
+
+    def learned(self, backtests: Iterable[Backtest]) -> Calibration:
+        """Takes the back-tests of a newly promoted model in place of the old ones; the counts go on."""
+        by_horizon: dict[int, list[Backtest]] = {}
+        for test in backtests:
+            by_horizon.setdefault(test.horizon, []).append(test)
+        ratios, estimates = {}, {}
+        for h, tests in by_horizon.items():
+            ratios[h] = tuple(sorted(t.observed / max(t.estimated, FLOOR) for t in tests))
+            estimates[h] = sorted(t.estimated for t in tests)[len(tests) // 2]
+        return msgspec.structs.replace(self, ratios=ratios, estimates=estimates)

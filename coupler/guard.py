@@ -1,0 +1,81 @@
+"""The Guard: the client's last word on what enters the simulation. Pure, and independent of any model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from schemas.fields import Array, Block, FieldSpec, misfit
+
+
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits that no Advice may break.
+
+    Attributes:
+        bounds: Allowed (lowest, highest) value by field name.
+        drift: Allowed relative change of an invariant through an adopted state, by name.
+        dt_min: Smallest dt; 0 for none.
+        dt_max: Largest dt; infinity for none.
+    """
+
+    bounds: dict[str, tuple[float, float]] = {}
+    drift: dict[str, float] = {}
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+
+    def dt(self, suggested: float, otherwise: float) -> float:
+        """The dt to integrate with: the suggestion, clamped, or `otherwise` when it is not a positive number."""
+        if not (math.isfinite(suggested) and suggested > 0.0):
+            return otherwise
+        return min(max(suggested, self.dt_min), self.dt_max)
+
+    def objection(self, fields: Mapping[str, FieldSpec], blocks: Mapping[str, Block]) -> str:
+        """Why this rank's part of a learned state may not be adopted; empty when it may.
+
+        Args:
+            fields: Declared fields by name.
+            blocks: Blocks that came with the Advice.
+        """
+        missing = [name for name, spec in fields.items() if spec.role == "state" and name not in blocks]
+        if missing:
+            return f"the learned state lacks field {missing[0]!r}"
+        for name, block in blocks.items():
+            spec = fields.get(name)
+            if spec is None:
+                return f"the learned state has an undeclared field {name!r}"
+            if sentence := misfit(spec, block):
+                return sentence
+            if not all_finite(block.array):
+                return f"the learned field {name!r} is not finite"
+            low, high = self.bounds.get(name, (-math.inf, math.inf))
+            if block.array.size and not (low <= block.array.min() and block.array.max() <= high):
+                return f"the learned field {name!r} leaves its bounds [{low:g}, {high:g}]"
+        return ""
+
+    def broken(self, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+        """Which invariant the adopted state broke, as a sentence; empty when none.
+
+        Args:
+            before: Global value by name, before.
+            after: Global value by name, after.
+        """
+        for name, limit in self.drift.items():
+            scale = max(abs(before.get(name, 0.0)), 1e-300)
+            change = abs(after.get(name, 0.0) - before.get(name, 0.0)) / scale
+            if not change <= limit:
+                return f"invariant {name!r} changed by {change:.3g} (relative), the limit is {limit:g}"
+        return ""
+
+
+def all_finite(array: Array) -> bool:
+    """Whether all values are finite: one pass without a temporary (a sum is finite only if every term is).
+
+    A sum of finite values that overflows is reported too: such a state is of no use either.
+    """
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()))

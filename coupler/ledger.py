@@ -1,0 +1,80 @@
+"""The Ledger: where the time of the solver's thread went. Times come in as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Books of one rank. Time between two exchanges belongs to the step that the first of them decided.
+
+    Attributes:
+        direct_s: Wall time of directly integrated steps, library excluded.
+        direct_steps: Their number.
+        learned_s: Wall time of learned phases: waiting, checking and adopting, seconds.
+        learned_steps: Steps they covered.
+        stalls: Wall time inside the library, seconds, one for each exchange.
+    """
+
+    clock: Callable[[], float]
+    direct_s: float = 0.0
+    direct_steps: int = 0
+    learned_s: float = 0.0
+    learned_steps: int = 0
+    stalls: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    _entered: float = 0.0
+    _left: float = -1.0
+    _covered: int = 0
+
+    def enter(self) -> None:
+        """An exchange begins: what ran since the last one ended was the host's step."""
+        self._entered = self.clock()
+        if self._left < 0.0:
+            return
+        spent = self._entered - self._left
+        if self._covered:
+            self.learned_s += spent
+        else:
+            self.direct_s += spent
+            self.direct_steps += 1
+            self.recent = [*self.recent[-31:], spent]
+
+    def leave(self, learned_steps: int) -> float:
+        """An exchange ends; returns its stall in seconds.
+
+        Args:
+            learned_steps: Steps covered by the state the host is about to adopt; 0 when it integrates directly.
+        """
+        self._left, self._covered = self.clock(), learned_steps
+        stall = self._left - self._entered
+        self.stalls.append(stall)
+        if learned_steps:
+            self.learned_s += stall
+            self.learned_steps += learned_steps
+        return stall
+
+    def direct_step(self) -> float:
+        """Typical (median) wall time of a recent direct step, seconds; 0 before the first."""
+        return float(np.median(self.recent)) if self.recent else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The books as plain numbers, for the run folder."""
+        stalls = np.asarray(self.stalls or [0.0])
+        return {
+            "direct_s": self.direct_s,
+            "direct_steps": self.direct_steps,
+            "direct_step_s": self.direct_s / self.direct_steps if self.direct_steps else None,
+            "learned_s": self.learned_s,
+            "learned_steps": self.learned_steps,
+            "learned_step_s": self.learned_s / self.learned_steps if self.learned_steps else None,
+            "stall_s": float(stalls.sum()),
+            "stall_p50_s": float(np.percentile(stalls, 50)),
+            "stall_p99_s": float(np.percentile(stalls, 99)),
+            "exchanges": len(self.stalls),
+        }
