@@ -1,0 +1,320 @@
+"""ZeroMQ links: ROUTER listens, DEALER connects, over ipc on one machine or tcp between machines.
+
+What libzmq does not promise is promised here or denied here:
+
+- A message goes whole to a peer that is connected now and has room, or `send` says False. A True still means only
+  "taken": what sits in a queue or on the wire when a peer dies is lost, and the layer above resends or gives up.
+- `send` copies, so the caller may change its arrays at once. Copying costs no more than the alternatives up to
+  30 MB a frame (`benchmarks/links.py`): zero copy without waiting would let the solver overwrite a frame under way,
+  waiting for libzmq to let go takes longer than the copy, and a staging buffer copies as well. Received frames are
+  not copied.
+- Memory is bounded by bytes: a message has at most `max_message_bytes`, and a queue `queue_messages` of them.
+- A restarted peer takes over its identity. Messages that its earlier connection left unread are dropped and counted,
+  because they no longer carry a name.
+- Each link has a libzmq context of its own (one I/O thread), so `close` leaves no socket, thread or file behind, and a
+  listener's allow-list answers for this listener alone. A link does not survive `fork`; start processes with spawn.
+
+A peer that reads nothing while its queue is full is, to libzmq's heartbeats, the same as a dead one, since it stops
+answering pings: on tcp it is disconnected after `2 * heartbeat_s`, loses what was under way and is connected again.
+So the layer above keeps fewer than `queue_messages` messages unanswered (credit); then pings are answered however busy
+the peer's Python thread is. ipc has no heartbeats: the kernel reports a dead peer there, and a stopped one is
+a matter of deadlines.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import zmq
+
+from coupler.contracts import Frames
+from coupler.errors import LinkError
+from coupler.links.security import (
+    AllowList,
+    ClientKeys,
+    ServerKeys,
+    connect_address,
+    listen_address,
+    secure_client,
+    secure_server,
+)
+
+IDENTITY_BYTES = 255
+"""Longest peer identity (ZMTP 3.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """Bounds of a link, the same on both sides.
+
+    Attributes:
+        max_message_bytes: Largest message, all frames together. A peer that sends a larger frame is disconnected.
+        queue_bytes: Memory that each of the two queues of a peer (one at the sender, one at the receiver) may take.
+        heartbeat_s: Seconds between pings on tcp; a peer silent for twice as long is disconnected. 0 for none.
+        reconnect_s: Seconds before a connecting side tries again; it doubles up to `reconnect_max_s`.
+        reconnect_max_s: Longest pause between two tries, in seconds.
+    """
+
+    max_message_bytes: int = 16 * 2**20
+    queue_bytes: int = 256 * 2**20
+    heartbeat_s: float = 0.5
+    reconnect_s: float = 0.01
+    reconnect_max_s: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.max_message_bytes <= 0 or self.queue_bytes < 2 * self.max_message_bytes:
+            raise LinkError(
+                f"queue_bytes = {self.queue_bytes} cannot hold two messages of max_message_bytes = "
+                f"{self.max_message_bytes}; raise queue_bytes, or lower max_message_bytes to what a step needs"
+            )
+
+    @property
+    def queue_messages(self) -> int:
+        """Messages that each queue may hold; at most 1000, as libzmq has it."""
+        return min(1000, self.queue_bytes // self.max_message_bytes)
+
+
+class ZmqLink:
+    """What both sides share. Made by `listen` and `connect`; owned by one thread of one process.
+
+    Attributes:
+        address: Where it listens or connects to, with the real port.
+        refused: Messages dropped on arrival: too large, or from a connection without a name.
+    """
+
+    def __init__(self, kind: zmq.SocketType, limits: LinkLimits) -> None:
+        """Makes the socket and sets what both sides have in common."""
+        self.address = ""
+        self.refused = 0
+        self._limits = limits
+        self._pid = os.getpid()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(kind)
+        self._allow_list: AllowList | None = None
+        self._closed = False
+        self._socket.linger = 0
+        self._socket.sndhwm = self._socket.rcvhwm = limits.queue_messages
+        self._socket.maxmsgsize = limits.max_message_bytes
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+
+    def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:
+        """See `Link.receive`. Waits in poll(), to the next whole millisecond. The frames are read-only."""
+        self._check()
+        if self._allow_list is not None:
+            self._allow_list.answer()
+        message = self._take()
+        if message is not None or timeout_s <= 0:
+            return message
+        deadline = time.monotonic() + timeout_s
+        while message is None and (left := deadline - time.monotonic()) > 0:
+            self._poller.poll(math.ceil(left * 1000))
+            if self._allow_list is not None:
+                self._allow_list.answer()
+            message = self._take()
+        return message
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """See `Link.close`. Waits up to linger_s seconds for messages that `send` took to leave this process."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._socket.close(linger=round(linger_s * 1000))
+        if self._allow_list is not None:
+            self._allow_list.socket.close(linger=0)
+        self._context.term()
+
+    def _set_transport(self, target: str) -> None:
+        """Sets what depends on the address: heartbeats on tcp, and IPv6."""
+        self._socket.ipv6 = "[" in target
+        if target.startswith("tcp://") and self._limits.heartbeat_s > 0:
+            self._socket.heartbeat_ivl = round(self._limits.heartbeat_s * 1000)
+            self._socket.heartbeat_timeout = round(self._limits.heartbeat_s * 2000)
+
+    def _take(self) -> tuple[bytes, list[memoryview]] | None:
+        """The next message that has arrived, without those that are refused."""
+        raise NotImplementedError
+
+    def _frames(self, first: zmq.Frame) -> list[memoryview] | None:
+        """The frames of the message that begins with `first`, or None when together they are too large."""
+        frames, frame = [first.buffer.toreadonly()], first
+        while frame.more:
+            frame = self._socket.recv(copy=False)
+            frames.append(frame.buffer.toreadonly())
+        if sum(map(len, frames)) > self._limits.max_message_bytes:
+            self.refused += 1
+            return None
+        return frames
+
+    def _put(self, frames: Frames) -> bool:
+        """Hands one message to libzmq, which takes it whole or refuses its first frame."""
+        if not self._put_first(frames[0], len(frames) > 1):
+            # For about a millisecond after a look at its mailbox, libzmq's send does not look again and takes a queue
+            # for full that has been emptied meanwhile. Asking for EVENTS makes it look.
+            self._socket.getsockopt(zmq.EVENTS)
+            if not self._put_first(frames[0], len(frames) > 1):
+                return False
+        for frame in frames[1:-1]:
+            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
+        if len(frames) > 1:
+            self._socket.send(frames[-1], zmq.DONTWAIT)
+        return True
+
+    def _put_first(self, frame: bytes | memoryview, more: bool) -> bool:
+        """Offers the first frame. False when there is no room or no such peer."""
+        try:
+            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE if more else zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    def _check(self, frames: Frames | None = None) -> None:
+        """Raises LinkError when this link cannot be used here, or a message can never be sent."""
+        if self._closed:
+            raise LinkError(f"the link on {self.address} is closed")
+        if os.getpid() != self._pid:
+            raise LinkError("a link does not survive fork; start the process with spawn and open a link there")
+        if frames is None:
+            return
+        size = sum(f.nbytes if isinstance(f, memoryview) else len(f) for f in frames)
+        if not frames or size > self._limits.max_message_bytes:
+            raise LinkError(
+                f"a message of {len(frames)} frames and {size} bytes cannot be sent; the link takes one frame or more "
+                f"and up to max_message_bytes = {self._limits.max_message_bytes} bytes"
+            )
+
+
+class ZmqListener(ZmqLink):
+    """The listening side: a ROUTER, with any number of peers."""
+
+    def __init__(self, address: str, limits: LinkLimits, keys: ServerKeys | None) -> None:
+        """See `listen`."""
+        target = listen_address(address, encrypted=keys is not None)
+        super().__init__(zmq.ROUTER, limits)
+        self._file: tuple[int, int] | None = None
+        try:
+            self._socket.router_mandatory = True
+            self._socket.router_handover = True
+            if keys is not None:
+                self._allow_list = secure_server(self._context, self._socket, keys)
+                self._poller.register(self._allow_list.socket, zmq.POLLIN)
+            self._set_transport(target)
+            self._socket.bind(target)
+        except zmq.ZMQError as error:
+            self.close()
+            raise LinkError(f"cannot listen on {address}: {error.strerror}") from error
+        self.address = str(self._socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+        self._file = _identity_of(self.address)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """See `ZmqLink.close`. Removes the socket file, unless a successor has already put its own there."""
+        super().close(linger_s)
+        if self._file is not None and self._file == _identity_of(self.address) and os.getpid() == self._pid:
+            os.unlink(self.address.removeprefix("ipc://"))
+        self._file = None
+
+    def send(self, frames: Frames, peer: bytes = b"") -> bool:
+        """See `Link.send`."""
+        self._check(frames)
+        return self._put([peer, *frames])
+
+    def _take(self) -> tuple[bytes, list[memoryview]] | None:
+        while True:
+            try:
+                peer = self._socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return None
+            frames = self._frames(self._socket.recv(copy=False))
+            # libzmq names a connection without an identity, or one that has lost it to a newer one, by a zero byte
+            # and a number. Nobody can be answered under such a name.
+            if peer[:1] == b"\0":
+                self.refused += 1
+            elif frames is not None:
+                return peer, frames
+
+
+class ZmqConnection(ZmqLink):
+    """The connecting side: a DEALER. Connects again by itself; between connections `send` says False."""
+
+    def __init__(self, address: str, identity: bytes, limits: LinkLimits, keys: ClientKeys | None) -> None:
+        """See `connect`."""
+        if not 1 <= len(identity) <= IDENTITY_BYTES or identity[0] == 0:
+            raise LinkError(
+                f"identity {identity!r} must have 1 to {IDENTITY_BYTES} bytes and not begin with a zero byte"
+            )
+        target = connect_address(address, encrypted=keys is not None)
+        super().__init__(zmq.DEALER, limits)
+        self.address = target
+        try:
+            self._socket.identity = identity
+            self._socket.immediate = True
+            self._socket.reconnect_ivl = max(1, round(limits.reconnect_s * 1000))
+            self._socket.reconnect_ivl_max = round(limits.reconnect_max_s * 1000)
+            if keys is not None:
+                secure_client(self._socket, keys)
+            self._set_transport(target)
+            self._socket.connect(target)
+        except zmq.ZMQError as error:
+            self.close()
+            raise LinkError(f"cannot connect to {address}: {error.strerror}") from error
+
+    def send(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002 - one peer only, as the contract says
+        """See `Link.send`."""
+        self._check(frames)
+        return self._put(frames)
+
+    def _take(self) -> tuple[bytes, list[memoryview]] | None:
+        while True:
+            try:
+                first = self._socket.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            frames = self._frames(first)
+            if frames is not None:
+                return b"", frames
+
+
+def listen(address: str, *, limits: LinkLimits, keys: ServerKeys | None = None) -> ZmqListener:
+    """Opens the listening side.
+
+    Args:
+        address: `ipc:///directory/name`, or `tcp://host:port` where port 0 or `*` takes a free one.
+        limits: Bounds; give both sides the same.
+        keys: CURVE keys; needed for tcp beyond loopback.
+
+    Raises:
+        LinkError: The address breaks a rule of `coupler.links.security` or is in use.
+    """
+    return ZmqListener(address, limits, keys)
+
+
+def connect(address: str, *, identity: bytes, limits: LinkLimits, keys: ClientKeys | None = None) -> ZmqConnection:
+    """Opens a connecting side. The listener may come later; until then `send` says False.
+
+    Args:
+        address: The listener's `address`.
+        identity: The name under which the listener knows this peer, 1 to 255 bytes, the first not zero. A second
+            connection with the same identity takes the name over.
+        limits: Bounds; give both sides the same.
+        keys: CURVE keys; needed for tcp beyond loopback.
+
+    Raises:
+        LinkError: The address or the identity breaks a rule.
+    """
+    return ZmqConnection(address, identity, limits, keys)
+
+
+def _identity_of(address: str) -> tuple[int, int] | None:
+    """Device and inode of the socket file of an ipc address; None when there is none."""
+    try:
+        status = os.stat(address.removeprefix("ipc://"))
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
