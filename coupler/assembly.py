@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit
 
@@ -18,7 +19,7 @@ class Layout:
 
     offset: dict[str, tuple[int, ...]] = field(default_factory=dict)
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    ids: dict[str, Array] = field(default_factory=dict)
+    ids: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ def blend(
     mixed = {}
     for name, block in learned.items():
         if name in linear and weight < 1.0:
-            array = weight * block.array + (1.0 - weight) * integrated[name]
+            array = weight * np.asarray(block.array, float) + (1.0 - weight) * np.asarray(integrated[name], float)
             mixed[name] = Block(array.astype(block.array.dtype), block.offset, block.ids)
         else:
             mixed[name] = block

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.fields import Array, FieldSpec, Snapshot
+from schemas.messages import Action, Phase
 
 Reduction = Literal["sum", "max"]
 Frames = list[bytes | memoryview]
@@ -71,6 +72,43 @@ class Viewable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """What the host shall do now: the value of `Coupling.exchange`, already agreed by all ranks and guarded.
+
+    Attributes:
+        action: DIRECT: integrate one step with `dt`. LEARNED: adopt `snapshot`. REWIND: restore the state saved at
+            step `rewind_to`. STOP: end in good order.
+        reason: Why, as a short sentence.
+        dt: dt for a direct step.
+        horizon: Steps that the learned state lies ahead of the state it was forecast from.
+        weight: Below 1 the host integrates to `snapshot.step` and mixes the learned state in with this weight.
+        bound: Calibrated bound of the relative error of the learned state.
+        version: Version of the model.
+        decision: Decision number; 0 when the client decided alone.
+        phase: Phase of the switch.
+        snapshot: This rank's part of the state to adopt; step and time included.
+        rewind_to: Step of the saved state to restore.
+    """
+
+    action: Action
+    reason: str = ""
+    dt: float = 0.0
+    horizon: int = 0
+    weight: float = 1.0
+    bound: float = math.inf
+    version: int = 0
+    decision: int = 0
+    phase: Phase = "direct"
+    snapshot: Snapshot | None = None
+    rewind_to: int = -1
+
+    @classmethod
+    def direct(cls, reason: str, dt: float) -> Advice:
+        """The value of every failure: integrate directly, and why."""
+        return cls(Action.DIRECT, reason, dt)
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a Task says about a step ahead. Parts that a Task does not own stay None.
 
@@ -79,7 +117,7 @@ class Forecast:
         error: The model's own estimate of the relative error of that state (rms over rms fluctuation), or for `dt`
             the probability that the dt misses its tolerance.
         version: Model version, 0 when nothing is trained.
-        arrays: State fields by name at the end of the horizon, global arrays.
+        arrays: State fields by name at the end of the horizon, global arrays of the caller's own (never reused).
         dt: Suggested dt for direct steps.
         observables: Per name one value for each of the `horizon` covered steps, shape (horizon,), float64.
         residual: Distance of the Snapshot from what the model was trained on, relative to the rms fluctuation of its
@@ -126,6 +164,8 @@ class Report:
         promoted: True when this call changed the serving model.
         backtests: Horizon errors of the serving model on direct data it was not trained on; replaces earlier ones.
         loss: A figure for the log.
+        superseded: Snapshots dropped so far because the run rewound past them.
+        idle: True when more learning makes no sense before new Snapshots come.
     """
 
     version: int = 0
@@ -135,6 +175,8 @@ class Report:
     promoted: bool = False
     backtests: tuple[Backtest, ...] = ()
     loss: float = math.nan
+    superseded: int = 0
+    idle: bool = False
 
 
 @runtime_checkable

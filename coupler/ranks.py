@@ -34,8 +34,8 @@ class Ranks:
         """Gathers small Python values to rank 0 (None elsewhere); collective, not for the step path."""
         return [value]
 
-    def bcast(self, value: Any) -> Any:
-        """Sends rank 0's small Python value to all; collective, not for the step path."""
+    def bcast(self, value: Any, root: int = 0) -> Any:  # noqa: ARG002
+        """Sends one rank's small Python value to all; collective, not for the step path."""
         return value
 
     def abort(self, code: int) -> None:
@@ -65,9 +65,9 @@ class MpiRanks(Ranks):
         gathered: list[Any] | None = self._own.gather(value, 0)
         return gathered
 
-    def bcast(self, value: Any) -> Any:
+    def bcast(self, value: Any, root: int = 0) -> Any:
         """See `Ranks.bcast`."""
-        return self._own.bcast(value, 0)
+        return self._own.bcast(value, root)
 
     def abort(self, code: int) -> None:
         """See `Ranks.abort`."""

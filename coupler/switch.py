@@ -152,6 +152,20 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             return self._trial(state, evidence)
         return self._advance(state, evidence)
 
+    def reach(self, state: SwitchState, evidence: Evidence) -> int:
+        """Steps that the next learned action would cover if the model is able; 0 when an audit comes first.
+
+        Says which forecast to make before deciding, so that none is made in vain.
+        """
+        if not evidence.direct:
+            since = evidence.step - state.verified if state.verified >= 0 else 0
+            return max(0, self._cut(min(state.spacing, evidence.horizon) - since, evidence))
+        spacing = 2 * state.spacing if state.phase == "audit" else state.spacing
+        return max(0, self._cut(min(spacing, evidence.horizon), evidence))
+
+    def _cut(self, horizon: int, e: Evidence) -> int:
+        return min(horizon, e.room, self._leeway(e))
+
     def _obstacle(self, e: Evidence) -> str:
         """Why the model is not able now; empty when it is."""
         checks = (
@@ -171,12 +185,10 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
 
     def _after_learned(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
         """The host stands at a learned state: go on, or audit it."""
-        run_so_far = e.step - state.verified if state.verified >= 0 else 0
-        left = min(state.spacing, e.horizon) - run_so_far
-        horizon = min(left, e.room, self._leeway(e))
-        if self._obstacle(e) or horizon < 1:
-            reason = self._obstacle(e) or "audit due"
-            return Action.DIRECT, _set(state, phase="audit", horizon=0, reason=f"audit: {reason}")
+        horizon = self.reach(state, e)
+        obstacle = self._obstacle(e)
+        if obstacle or horizon < 1:
+            return Action.DIRECT, _set(state, phase="audit", horizon=0, reason=f"audit: {obstacle or 'due'}")
         return Action.LEARNED, self._learned(state, horizon)
 
     def _close_audit(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
@@ -211,8 +223,7 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     def _advance(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
         """From a verified, directly integrated state."""
         state = _set(state, verified=e.step)
-        horizon = min(state.spacing, e.horizon, e.room, self._leeway(e))
-        return Action.LEARNED, self._learned(state, horizon)
+        return Action.LEARNED, self._learned(state, self._cut(min(state.spacing, e.horizon), e))
 
     def _learned(self, state: SwitchState, horizon: int) -> SwitchState:
         if state.blended < self.blend_steps:

@@ -191,7 +191,7 @@ class Ack(_Message, frozen=True, tag=7):
 
 
 class Advice(_Message, frozen=True, tag=8, kw_only=True):
-    """The only answer to an Ask. `direct(reason)` makes the value of every failure.
+    """The only answer to an Ask; what the host sees of it is `coupler.contracts.Advice`.
 
     Attributes:
         action: What to do.
@@ -236,11 +236,6 @@ class Advice(_Message, frozen=True, tag=8, kw_only=True):
     rewind_to: int = -1
     observables: dict[str, list[float]] = {}
     blocks: tuple[BlockEntry, ...] = ()
-
-    @classmethod
-    def direct(cls, reason: str, dt: float = 0.0) -> Advice:
-        """The client's own decision to integrate directly."""
-        return cls(action=Action.DIRECT, reason=reason, dt=dt)
 
 
 class Sample(_Message, frozen=True, tag=9):

@@ -33,7 +33,7 @@ def relaxation_rates(viscosity: float, dtype: str, magic: float = 3 / 16, bulk: 
     """
     shear = 1 / (3 * viscosity + 0.5)
     third = 1 / (magic / (1 / shear - 0.5) + 0.5)
-    return np.array([shear, bulk, third, bulk, 1, 1 / 3, 1 / 9, 1 / 2], dtype=dtype)
+    return np.array([shear, bulk, third, 1, 1, 1 / 3, 1 / 9, 1 / 2], dtype=dtype)
 
 
 def equilibrium(u_x: NDArray[np.float64], u_y: NDArray[np.float64]) -> NDArray[np.float64]:

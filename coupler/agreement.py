@@ -1,0 +1,50 @@
+"""How all ranks come to act alike: one small allreduce of votes, outside any waiting for the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coupler.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What a rank brings to an exchange.
+
+    Attributes:
+        decision: Newest decision number that it holds.
+        may_send: Whether its window has room.
+        fault: 0, or the number of the fault that it found in its state.
+    """
+
+    decision: int
+    may_send: bool
+    fault: int = 0
+
+
+def agree(ranks: Ranks, vote: Vote) -> Vote:
+    """The Vote all ranks act on: the newest decision that every rank holds, room on every rank, the worst fault."""
+    if ranks.size == 1:
+        return vote
+    mine = np.array([vote.decision, vote.may_send, -vote.fault], dtype=np.float64)
+    decision, may_send, fault = ranks.allreduce(mine, "min")
+    return Vote(int(decision), bool(may_send), -int(fault))
+
+
+def agree_decision(ranks: Ranks, decision: int) -> int:
+    """The newest decision that every rank holds."""
+    if ranks.size == 1:
+        return decision
+    return int(ranks.allreduce(np.array([decision], dtype=np.float64), "min")[0])
+
+
+def agree_objection(ranks: Ranks, objection: str) -> str:
+    """The objection of the first rank that has one, known to all ranks; empty when none has."""
+    if ranks.size == 1:
+        return objection
+    first = int(ranks.allreduce(np.array([ranks.rank if objection else ranks.size], dtype=np.float64), "min")[0])
+    if first == ranks.size:
+        return ""
+    return str(ranks.bcast(f"rank {first}: {objection}", first))

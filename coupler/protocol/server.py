@@ -1,0 +1,96 @@
+"""The server's side of the protocol, without I/O: who may speak, in which epoch, and what was received.
+
+A stream is (run, rank). Its epoch rises with every HELLO; messages of another epoch are fenced off. A seq at or below
+the watermark is a duplicate and ignored; a gap is counted as lost (by the link, or damaged) and passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.messages import VERSION, Ack, Hello, Refusal, Stamp, Welcome
+
+
+@dataclass(slots=True)
+class Stream:
+    """One rank's stream.
+
+    Attributes:
+        peer: Identity at the link.
+        epoch: Incarnation in force.
+        received: Watermark: highest seq received.
+        durable: Highest seq whose effect is in a checkpoint.
+        lost: Messages that never came or were damaged.
+        duplicates: Messages that came again.
+        fenced: Messages of another epoch.
+    """
+
+    peer: bytes
+    epoch: int
+    received: int = 0
+    durable: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    fenced: int = 0
+
+
+class ServerProtocol:
+    """State machine of the server for one run: its streams, and the first HELLO that all others must agree with."""
+
+    def __init__(self, run: str, tasks: tuple[str, ...], credit: int, first_epoch: int = 1) -> None:
+        """Args: run: Name of the run. tasks: Names to announce. credit: Window. first_epoch: Above all used before."""
+        self.streams: dict[int, Stream] = {}
+        self.agreed: Hello | None = None
+        self.credit = credit
+        self._run, self._tasks = run, tasks
+        self._epoch = first_epoch - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank of the simulation has said HELLO."""
+        return self.agreed is not None and len(self.streams) == self.agreed.ranks
+
+    def hello(self, peer: bytes, hello: Hello) -> Welcome | Refusal:
+        """Takes a HELLO and answers it."""
+        if problem := self._problem(hello):
+            return Refusal(problem)
+        if self.agreed is None:
+            self.agreed = hello
+        self._epoch += 1
+        self.streams[hello.rank] = Stream(peer, self._epoch)
+        return Welcome(self._epoch, self.credit, self._tasks)
+
+    def admit(self, peer: bytes, stamp: Stamp) -> bool:
+        """Whether a stamped message is new; counts it either way."""
+        stream = self.streams.get(stamp.rank)
+        if stream is None or stream.peer != peer or stream.epoch != stamp.epoch:
+            if stream is not None:
+                stream.fenced += 1
+            return False
+        if stamp.seq <= stream.received:
+            stream.duplicates += 1
+            return False
+        stream.lost += stamp.seq - stream.received - 1
+        stream.received = stamp.seq
+        return True
+
+    def ack(self, rank: int) -> Ack:
+        """The acknowledgement of a rank's stream as it stands."""
+        stream = self.streams[rank]
+        return Ack(stream.epoch, stream.received, stream.durable, self.credit)
+
+    def _problem(self, hello: Hello) -> str:
+        if hello.version != VERSION:
+            return f"The client speaks version {hello.version}, this server {VERSION}: install the same release."
+        if hello.run != self._run:
+            return f"The client belongs to run {hello.run!r}, this server to {self._run!r}: check the run folder."
+        if not 0 <= hello.rank < hello.ranks:
+            return f"Rank {hello.rank} of {hello.ranks} cannot be."
+        agreed = self.agreed
+        if agreed is None:
+            return ""
+        if hello.ranks != agreed.ranks:
+            return f"Rank {hello.rank} says {hello.ranks} ranks, rank {agreed.rank} said {agreed.ranks}."
+        if hello.fields != agreed.fields or hello.invariants != agreed.invariants:
+            return f"Rank {hello.rank} declares other fields or invariants than rank {agreed.rank}."
+        return ""

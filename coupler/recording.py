@@ -1,0 +1,107 @@
+"""What rank 0 writes into the run folder: the trace, the observables with their origin, and the final books."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from coupler.contracts import Advice
+from coupler.ledger import Ledger
+from coupler.trace import OBSERVABLES, TRACE, Observed, Record, Recorder
+from schemas import messages
+from schemas.fields import FieldSpec, Snapshot, with_role
+from schemas.messages import Action
+
+LEDGER = "ledger.json"
+_NOTHING_TOLD = messages.Advice(action=Action.DIRECT)
+
+
+class RunRecorder:
+    """Writes a run folder; with no folder it does nothing (other ranks, hosts that keep no record)."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Args: folder: Existing run folder, or None."""
+        self.folder = folder
+        self._trace = Recorder(folder / TRACE if folder else None)
+        self._observables = Recorder(folder / OBSERVABLES if folder else None)
+        self._told = _NOTHING_TOLD
+        self._start = -1.0
+
+    def observed(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], version: int) -> None:
+        """Records the observables of a state that the host reached by itself (version 0) or by blending."""
+        if self.folder is None:
+            return
+        values = _scalars(snapshot, fields, "observable")
+        if values:
+            self._observables.write(Observed(step=snapshot.step, time=snapshot.time, origin=version, values=values))
+
+    def told(self, advice: messages.Advice) -> None:
+        """Notes the message behind the decision that is being carried out."""
+        self._told = advice
+
+    def decided(
+        self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], advice: Advice, stall_s: float, now: float
+    ) -> None:
+        """Records a decision, and with a learned one the observables of every step it covers."""
+        if self.folder is None:
+            return
+        if self._start < 0.0:
+            self._start = now
+        told, self._told = self._told, _NOTHING_TOLD
+        to_step = snapshot.step + 1
+        if advice.action is Action.LEARNED and advice.snapshot is not None:
+            to_step = advice.snapshot.step
+            self._forecasts(snapshot, told)
+        elif advice.action is Action.REWIND:
+            to_step = advice.rewind_to
+        self._trace.write(
+            Record(
+                step=snapshot.step,
+                time=snapshot.time,
+                dt=advice.dt,
+                action=advice.action.name.lower(),
+                phase=advice.phase,
+                reason=advice.reason,
+                decision=told.decision,
+                to_step=to_step,
+                weight=advice.weight,
+                version=advice.version if advice.action is Action.LEARNED else 0,
+                bound=told.bound,
+                tolerance=told.tolerance,
+                step_error=told.step_error,
+                residual=told.residual,
+                stall_s=stall_s,
+                wall_s=now - self._start,
+                controls=_scalars(snapshot, fields, "control"),
+            )
+        )
+
+    def close(self, ledger: Ledger, books: Mapping[str, Any]) -> None:
+        """Writes the final books and closes the files."""
+        self._trace.close()
+        self._observables.close()
+        if self.folder is not None:
+            text = json.dumps({"time": ledger.summary(), "samples": books}, indent=1)
+            (self.folder / LEDGER).write_text(text, encoding="utf-8")
+
+    def flush(self) -> None:
+        """Hands what was recorded to the operating system, so that it survives the process."""
+        self._trace.flush()
+        self._observables.flush()
+
+    def _forecasts(self, snapshot: Snapshot, told: messages.Advice) -> None:
+        if told.weight < 1.0:
+            return
+        started = told.time - told.horizon * told.dt
+        for step in range(snapshot.step + 1, told.step + 1):
+            index = step - told.answers - 1
+            values = {name: series[index] for name, series in told.observables.items() if index < len(series)}
+            time = started + (index + 1) * told.dt
+            self._observables.write(Observed(step=step, time=time, origin=told.version, values=values))
+
+
+def _scalars(snapshot: Snapshot, fields: Mapping[str, FieldSpec], role: str) -> dict[str, float]:
+    names = (spec.name for spec in with_role(tuple(fields.values()), role))  # type: ignore[arg-type]
+    return {name: float(snapshot[name]) for name in names if name in snapshot.blocks}

@@ -1,0 +1,67 @@
+"""The budget of the coupling: how often to stream while the model has not paid for itself. Pure.
+
+The planned run costs about `steps * direct_step_s` of wall time without coupling. A share `overhead` of it may be
+spent on streaming and learning before the model earns anything; half of that at once, the rest as the run goes on.
+When it is spent, the host is given leases, during which it neither sends nor asks, long enough to keep to the plan.
+What learned steps save is added to the budget, so that a model that pays is never starved.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_LEASE = 4096
+"""Longest lease in steps."""
+BURST = 64
+"""States streamed in a row between two leases: a learner of dynamics needs successive ones."""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the coupling stands. Immutable.
+
+    Attributes:
+        overhead: Share of the planned direct wall time that may be spent.
+        steps: Steps of the whole run.
+        spent_s: Wall time spent on the coupling so far: stalls, and CPU of the server side that ranks had to yield.
+        saved_s: Wall time saved by learned steps.
+        streamed: States streamed.
+        direct_step_s: Typical wall time of a direct step.
+        burst: States streamed since the last lease.
+    """
+
+    overhead: float
+    steps: int
+    spent_s: float = 0.0
+    saved_s: float = 0.0
+    streamed: int = 0
+    direct_step_s: float = 0.0
+    burst: int = 0
+
+    def asked(self, direct_step_s: float, stall_s: float, cpu_s: float) -> Budget:
+        """After one streamed state: its stall on the host and the CPU time it cost on the server's side."""
+        return msgspec.structs.replace(
+            self,
+            direct_step_s=direct_step_s or self.direct_step_s,
+            spent_s=self.spent_s + stall_s + cpu_s,
+            streamed=self.streamed + 1,
+            burst=self.burst + 1,
+        )
+
+    def learned(self, steps: int) -> Budget:
+        """After a learned state that covered some steps."""
+        return msgspec.structs.replace(self, saved_s=self.saved_s + steps * self.direct_step_s)
+
+    def allowed_s(self, step: int) -> float:
+        """What may have been spent by this step."""
+        plan = self.overhead * self.steps * self.direct_step_s
+        return plan * (0.5 + 0.5 * min(step / self.steps, 1.0)) + 0.5 * self.saved_s
+
+    def lease(self, step: int) -> tuple[int, Budget]:
+        """Steps until the next state should be streamed (1: the next one), and the budget after it."""
+        excess = self.spent_s - self.allowed_s(step)
+        if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST:
+            return 1, self
+        # The allowance grows by overhead/2 of a direct step's time each step: wait until it has caught up.
+        growth = 0.5 * self.overhead * self.direct_step_s
+        wait = int(excess / growth) + 1 if growth > 0.0 else MAX_LEASE
+        return min(max(wait, BURST), MAX_LEASE), msgspec.structs.replace(self, burst=0)

@@ -1,0 +1,44 @@
+"""Checkpoints of a task: one safetensors file, written so that a reader finds the old one or the new one whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from schemas.fields import Array
+
+
+def write(path: Path, state: Mapping[str, Array], *, durable: bool = False) -> None:
+    """Writes a state atomically: a temporary file in the same folder, then a rename.
+
+    Args:
+        path: Target file.
+        state: Arrays by name.
+        durable: Whether to wait until it survives a power failure (fsync).
+    """
+    from safetensors.numpy import save_file
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, part)
+    if durable:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Array]:
+    """Reads a state.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"The checkpoint {path.name} is damaged: {error}") from error

@@ -1,0 +1,196 @@
+"""The Server: the shell round ServerCore. Owns the listening Link and the slots, serves until every rank has left."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from coupler.contracts import Backtest, Link
+from ml_servers import checkpoint
+from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
+from ml_servers.slots import Slots
+from schemas import wire
+from schemas.fields import Array, FieldSpec, Snapshot
+from schemas.messages import VERSION, Advice, Halt, Message, Ready, Refusal, Sample, Trained
+
+SUMMARY = "server.json"
+SLOTS = "slots"
+FIELDS = "served_fields.json"
+POLL_S = 0.2
+
+
+class Server:
+    """Takes messages from ranks and trainers, hands them to the core, carries out its instructions."""
+
+    def __init__(
+        self,
+        link: Link,
+        settings: CoreSettings,
+        make_task: MakeTask,
+        folder: Path,
+        *,
+        slot_folder: Path,
+        buffer_bytes: int,
+        max_message_bytes: int,
+        digest: bool = True,
+        cpu_clock: Callable[[], float] = time.process_time,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Makes the server; it speaks when spoken to.
+
+        Args:
+            link: Listening Link.
+            settings: Settings of the core.
+            make_task: Constructs a serving task from its name and fields.
+            folder: Run folder.
+            slot_folder: Folder for the slots file (shared memory).
+            buffer_bytes: Largest size of the slots file.
+            max_message_bytes: Largest message accepted.
+            digest: Whether learned states carry digests.
+            cpu_clock: CPU seconds of this process.
+            log: Takes one line for each event that a person may want to read.
+        """
+        self.core = ServerCore(settings, make_task, self._start_slots)
+        self.slots: Slots | None = None
+        self.garbled = 0
+        self.unsent = 0
+        self.train_cpu_s = 0.0
+        self.superseded = 0
+        self.untrained = 0
+        self._link, self._folder, self._log = link, folder, log
+        self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
+        self._max_message_bytes, self._digest = max_message_bytes, digest
+        self._cpu_clock, self._cpu = cpu_clock, cpu_clock()
+        self._trainers: dict[str, bytes] = {}
+        self._slot_of: dict[int, int] = {}  # id of a slot's first array -> slot, for states being assembled
+
+    def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
+        while not (self.core.all_finished or should_stop()):
+            self.poll(POLL_S)
+
+    def poll(self, timeout_s: float) -> bool:
+        """Handles one message; waits up to timeout_s seconds for it. False when none came."""
+        received = self._link.receive(timeout_s)
+        if received is None:
+            return False
+        peer, frames = received
+        try:
+            message, blocks = wire.decode(frames, self._max_message_bytes)
+        except wire.WireError as error:
+            self.garbled += 1
+            self._log(f"A message of {len(frames)} frames was refused: {error}")
+            return True
+        if isinstance(message, Ready):
+            self._ready(peer, message)
+        elif isinstance(message, Trained):
+            self._trained(message)
+        else:
+            now = self._cpu_clock()
+            spent, self._cpu = now - self._cpu, now
+            for instruction in self.core.handle(peer, message, blocks, spent):
+                self._carry_out(instruction)
+        return True
+
+    def close(self) -> None:
+        """Ends the trainers, writes what the server knows into the run folder and frees everything."""
+        for peer in self._trainers.values():
+            self._send(peer, Halt())
+        facts = self.core.summary()
+        facts["train_s"] = self.train_cpu_s
+        facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}
+        (self._folder / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        self._link.close()
+        if self.slots is not None:
+            self.slots.close()
+
+    # ----------------------------------------------------------------------------------------------- instructions
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Send):
+            message, frames = instruction.message, []
+            if instruction.blocks:
+                table, frames = wire.block_table(instruction.blocks, self._digest)
+                assert isinstance(message, Advice)  # the only message of ours that carries a state
+                message = msgspec.structs.replace(message, blocks=table)
+            if not self._link.send(wire.encode(message, frames), instruction.peer):
+                self.unsent += 1
+            if isinstance(message, Refusal):
+                self._log(f"Refused a client: {message.reason}")
+        elif isinstance(instruction, Sampled):
+            self._give(instruction.snapshot)
+
+    def _give(self, snapshot: Snapshot) -> None:
+        """Hands an assembled state to the trainers, in the slot that it was assembled in."""
+        first = next(iter(self.core.fields)).name
+        slot = self._slot_of.pop(id(snapshot[first]), None)
+        if slot is None or self.slots is None:
+            self.untrained += 1
+            return
+        for spec in self.core.fields:
+            if spec.name.startswith("invariant."):
+                self.slots.arrays(slot)[spec.name][...] = snapshot[spec.name]
+        generation = self.slots.hold(slot, len(self._trainers))
+        sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)
+        for peer in self._trainers.values():
+            if not self._send(peer, sample):
+                self.slots.release(slot)
+                self.untrained += 1
+
+    def _send(self, peer: bytes, message: Message) -> bool:
+        return self._link.send(wire.encode(message), peer)
+
+    def _start_slots(self, fields: Sequence[FieldSpec]) -> Callable[[], Mapping[str, Array]]:
+        size = sum(spec.nbytes for spec in fields) + 8192
+        count = int(min(max(self._buffer_bytes // size, 4), 1024))
+        self.slots = Slots(self._slot_folder / SLOTS, fields, count, create=True)
+        text = json.dumps({"count": count, "fields": msgspec.to_builtins(fields)})
+        part = self._folder / f".{FIELDS}"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self._folder / FIELDS)
+        return self._allocate
+
+    def _allocate(self) -> Mapping[str, Array]:
+        acquired = self.slots.acquire() if self.slots is not None else None
+        if acquired is None:  # the trainers are behind: this state is answered but not trained on
+            return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in self.core.fields}
+        slot, arrays = acquired
+        self._slot_of[id(arrays[self.core.fields[0].name])] = slot
+        return arrays
+
+    # ---------------------------------------------------------------------------------------------------- trainers
+
+    def _ready(self, peer: bytes, ready: Ready) -> None:
+        if ready.version != VERSION or ready.run != self.core.settings.run:
+            self._send(peer, Refusal("This trainer belongs to another run or release."))
+            return
+        self._trainers[ready.task] = peer
+        self._log(f"The trainer of {ready.task} is up.")
+
+    def _trained(self, done: Trained) -> None:
+        for slot in done.released:
+            if self.slots is not None:
+                self.slots.release(slot)
+        self.train_cpu_s += done.cpu_s
+        self.superseded = max(self.superseded, done.superseded)
+        if done.failure:
+            self.core.failed(done.task, done.failure)
+            self._trainers.pop(done.task, None)
+            self._log(f"Task {done.task} is out of use: {done.failure}")
+        elif done.path and done.task in self.core.tasks:
+            try:
+                self.core.tasks[done.task].restore(checkpoint.read(self._folder / done.path))
+            except (ValueError, OSError) as error:
+                self._log(f"Model {done.version} of {done.task} could not be taken over: {error}")
+                return
+            backtests = [Backtest(*row) for row in done.backtests]
+            self.core.trained(done.task, done.version, done.kind, done.trained_on, backtests)
+            self._log(
+                f"Model {done.version} of {done.task} serves: {done.kind}, trained on {done.trained_on} states up to "
+                f"step {done.last_step}."
+            )

@@ -1,0 +1,108 @@
+"""Slots: global states in one memory-mapped file, written by the server and read by the trainers without a copy.
+
+The payload lies in the file; the message that names a slot travels over a Link, and that system call is the fence. A
+slot is written again only after every trainer has released it, and its generation number finds a stale reference.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from coupler.errors import LinkError
+from schemas.fields import Array, FieldSpec
+
+ALIGNMENT = 4096
+
+
+class Slots:
+    """A file of `count` slots, each with one array for every field."""
+
+    def __init__(self, path: Path, fields: Sequence[FieldSpec], count: int, *, create: bool) -> None:
+        """Opens the file.
+
+        Args:
+            path: Where it lies.
+            fields: Fields of a state; both sides must pass the same.
+            count: Number of slots.
+            create: True for the one side that makes and owns it.
+
+        Raises:
+            LinkError: There is no room for it, or it has another size than expected.
+        """
+        self._fields = tuple(fields)
+        self._path, self._owner = path, create
+        self._stride = ALIGNMENT + sum(_padded(spec.nbytes) for spec in fields)
+        size = self._stride * count
+        if create:
+            room = os.statvfs(path.parent)
+            if room.f_bavail * room.f_frsize < size:
+                raise LinkError(
+                    f"The training buffer needs {size >> 20} MiB in {path.parent}, which has "
+                    f"{room.f_bavail * room.f_frsize >> 20} MiB: lower `buffer_mb` or point TMPDIR elsewhere."
+                )
+            with path.open("wb") as file:
+                file.truncate(size)
+        elif not path.exists() or path.stat().st_size != size:
+            raise LinkError(f"{path} is not the training buffer of this run: {size} bytes were expected.")
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), size)
+        self._free = list(range(count)) if create else []
+        self._holders: dict[int, int] = {}
+
+    def acquire(self) -> tuple[int, Mapping[str, Array]] | None:
+        """A free slot and its arrays to write into, or None when the trainers hold them all. Owner only."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._header(slot)[0] += 1
+        return slot, self.arrays(slot)
+
+    def hold(self, slot: int, holders: int) -> int:
+        """Keeps a slot until it was released `holders` times (at once free for 0); returns its generation."""
+        if holders:
+            self._holders[slot] = holders
+        else:
+            self._free.append(slot)
+        return int(self._header(slot)[0])
+
+    def release(self, slot: int) -> None:
+        """One trainer does not need a slot any more. Unknown slots are ignored (a trainer that came back)."""
+        left = self._holders.get(slot)
+        if left is None:
+            return
+        if left > 1:
+            self._holders[slot] = left - 1
+        else:
+            del self._holders[slot]
+            self._free.append(slot)
+
+    def generation(self, slot: int) -> int:
+        """How often the slot was written."""
+        return int(self._header(slot)[0])
+
+    def arrays(self, slot: int) -> dict[str, Array]:
+        """The arrays of a slot by field name; views of the file."""
+        arrays, at = {}, slot * self._stride + ALIGNMENT
+        for spec in self._fields:
+            flat = np.frombuffer(self._map, dtype=spec.dtype, count=math.prod(spec.shape), offset=at)
+            arrays[spec.name] = flat.reshape(spec.shape)
+            at += _padded(spec.nbytes)
+        return arrays
+
+    def close(self) -> None:
+        """Removes the file if this side owns it. The mapping goes with the last array that views it."""
+        if self._owner:
+            self._path.unlink(missing_ok=True)
+
+    def _header(self, slot: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.frombuffer(self._map, dtype=np.int64, count=1, offset=slot * self._stride)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-max(nbytes, 1) // 64) * 64

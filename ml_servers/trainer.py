@@ -1,0 +1,130 @@
+"""The Trainer: samples in, learned states out. A thread or a process beside the server, at the lowest priority."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from coupler.contracts import Link, Report, Task
+from ml_servers import checkpoint
+from ml_servers.slots import Slots
+from schemas import wire
+from schemas.fields import Block, Snapshot
+from schemas.messages import VERSION, Halt, Message, Ready, Refusal, Sample, Trained
+
+CHECKPOINTS = "checkpoint"
+IDLE_S = 0.25
+"""Longest wait for samples when there is nothing to learn."""
+ALIVE_S = 0.5
+"""A trainer that learns says so at least this often: its progress beat."""
+
+
+class Trainer:
+    """Feeds one Task and publishes each model that was promoted.
+
+    One thread owns it. `poll` does one bounded piece of work: it takes the samples that have come, learns one step if
+    there is something to learn, and reports.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        run: str,
+        link: Link,
+        slots: Slots,
+        folder: Path,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """Introduces itself to the server.
+
+        Args:
+            task: An instance of its own.
+            name: Name of the task in the run file.
+            run: Name of the run.
+            link: Connected Link.
+            slots: The server's slots.
+            folder: Run folder; models go to its `checkpoint` folder.
+            clock: CPU seconds of this thread or process.
+        """
+        self.task, self.name = task, name
+        self.halted = False
+        self._run, self._link, self._slots = run, link, slots
+        self._folder, self._clock = folder, clock
+        self._released: list[int] = []
+        self._report = Report(idle=True)
+        self._published = 0
+        self._cpu = clock()
+        self._reported = time.monotonic()
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        self._greeted = self._send(Ready(VERSION, run, name))
+
+    def run(self) -> None:
+        """Polls until the server says Halt."""
+        while not self.halted:
+            self.poll(IDLE_S if self._report.idle else 0.0)
+
+    def poll(self, timeout_s: float) -> None:
+        """One piece of work; waits up to timeout_s seconds for a sample when there is none."""
+        if not self._greeted:
+            self._greeted = self._send(Ready(VERSION, self._run, self.name))
+        fresh = self._take(timeout_s)
+        if self.halted or not (fresh or not self._report.idle):
+            return
+        before = self._report.version
+        try:
+            self._report = self.task.learn(1)
+        except Exception as error:  # a plug-in may raise anything; the server is told and goes on without it
+            self._send(Trained(self.name, tuple(self._released), failure=f"{type(error).__name__}: {error}"))
+            self.halted = True
+            return
+        promoted = self._report.promoted or self._report.version != before
+        if promoted or self._released or time.monotonic() - self._reported > ALIVE_S:
+            self._tell(promoted)
+
+    def _take(self, timeout_s: float) -> bool:
+        fresh = False
+        while not self.halted and (received := self._link.receive(timeout_s)) is not None:
+            timeout_s = 0.0
+            message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
+            if isinstance(message, Halt | Refusal):
+                self.halted = True
+            elif isinstance(message, Sample):
+                fresh = self._observe(message) or fresh
+        return fresh
+
+    def _observe(self, sample: Sample) -> bool:
+        self._released.append(sample.slot)
+        if self._slots.generation(sample.slot) != sample.generation:
+            return False
+        blocks = {name: Block(array, (0,) * array.ndim) for name, array in self._slots.arrays(sample.slot).items()}
+        self.task.observe(Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until))
+        return True
+
+    def _tell(self, promoted: bool) -> None:
+        report, path = self._report, ""
+        if promoted:
+            self._published += 1
+            # Two files in turn: the server may still be reading the one before.
+            path = f"{CHECKPOINTS}/{self.name}-{self._published % 2}.safetensors"
+            checkpoint.write(self._folder / path, self.task.state())
+        cpu, self._cpu = self._cpu, self._clock()
+        self._reported = time.monotonic()
+        message = Trained(
+            self.name,
+            released=tuple(self._released),
+            version=report.version,
+            path=path,
+            kind=report.kind,
+            trained_on=report.trained_on,
+            last_step=report.last_step,
+            superseded=report.superseded,
+            backtests=tuple((b.horizon, b.estimated, b.observed) for b in report.backtests) if promoted else (),
+            cpu_s=self._cpu - cpu,
+        )
+        if self._send(message):
+            self._released.clear()
+
+    def _send(self, message: Message) -> bool:
+        return self._link.send(wire.encode(message))
