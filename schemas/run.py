@@ -1,0 +1,253 @@
+"""The run file: what one coupled run is, as frozen Structs read from TOML. Units stand in the key names.
+
+Nothing physical has a default. Plug-in keys stand beside the known ones in `[simulation]` and `[[task]]` and are kept
+as `settings`; `coupler.registry` turns them into constructor arguments. Rules that span several keys, and messages
+with file and line, are in `launch.check`; a process that reads the resolved case needs neither.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schemas import toml_text
+from schemas.fields import FieldSpec
+
+Mode = Literal["off", "shadow", "advise", "act"]
+Rung = Literal["inline", "threads", "local", "mpi"]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Count = Annotated[int, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+
+
+class RunSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[run]`.
+
+    Attributes:
+        name: Names the run folder and the report.
+        steps: Coupling steps to simulate.
+        mode: `off` runs the simulation alone; `shadow` streams, trains and scores but never acts; `advise` lets the
+            model choose dt only; `act` also lets it take over steps.
+        rung: `inline` one thread; `threads` one process; `local` one process each; `mpi` ranks under mpiexec.
+        seed: Seed of everything random in the run.
+        path: Folders searched for plug-ins; `launch.check` puts the case file's folder and the current one in front.
+    """
+
+    name: Name
+    steps: Count
+    mode: Mode
+    rung: Rung
+    seed: Annotated[int, Meta(ge=0)] = 0
+    path: tuple[str, ...] = ()
+
+
+class SimulationSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[simulation]`.
+
+    Attributes:
+        use: A simulation that `coupler.registry` knows, or `"my.module:Thing"`.
+        ranks: MPI ranks; more than one needs rung `mpi`.
+        settings: All other keys of the table, for the constructor of the plug-in.
+    """
+
+    use: str
+    ranks: Count = 1
+    settings: dict[str, Any] = {}
+
+
+class TaskSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[task]]`, once for each task.
+
+    Attributes:
+        use: A task that `coupler.registry` knows, or `"my.module:Thing"`.
+        name: Unique in the case; `use`, or what follows its colon, unless given.
+        settings: All other keys of the table, for the constructor of the plug-in.
+    """
+
+    use: str
+    name: Name
+    settings: dict[str, Any] = {}
+
+
+class LinkSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[link]`. The rungs `inline` and `threads` live in one process and always talk through memory.
+
+    Attributes:
+        use: `zeromq`, `memory` or a plug-in.
+        address: `ipc` (a socket in the run folder), `tcp://127.0.0.1:PORT`, or `tcp://HOST:PORT` with `curve = true`.
+        curve: Encrypt and authenticate with keys made for this run.
+        deadline_s: How long an Ask of a LEARNED phase may wait for its Advice, in seconds.
+        credit: Messages that may be in flight without an answer.
+        window_bytes: Bytes that may wait in a send queue; at least two largest messages.
+        max_message_bytes: A larger message is refused unread.
+        digest: Check a digest of every array that arrives.
+    """
+
+    use: str = "zeromq"
+    address: str = "ipc"
+    curve: bool = False
+    deadline_s: Positive = 2.0
+    credit: Count = 8
+    window_bytes: Count = 2**28
+    max_message_bytes: Count = 2**25
+    digest: bool = True
+
+
+class SwitchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[switch]`.
+
+    Attributes:
+        tolerance: Largest horizon error that may be adopted, rms over rms fluctuation. No default; needed when a task
+            owns `arrays`.
+        confirm: Good live forecasts in a row before the model takes over.
+        min_horizon: Shortest horizon worth taking over for, in coupling steps.
+        max_horizon: Longest horizon, in coupling steps.
+        first_spacing: Learned steps before the first audit of a model; each passed audit doubles it.
+        audit_steps: Direct steps of one audit.
+        max_residual: Largest residual of a state that may be forecast from, in tolerances.
+        coverage: Share of horizon errors that the calibrated bound must cover.
+        blend_steps: Steps over which a hand-over mixes fields that allow it; 0 switches hard.
+        cooldown: Direct steps after a first failure before the model is tried again; each further one doubles it.
+        max_cooldown: Longest cool-down.
+        overhead: Share of the planned direct wall time that streaming and training may cost before the model pays.
+    """
+
+    tolerance: Positive | None = None
+    confirm: Count = 3
+    min_horizon: Count = 2
+    max_horizon: Count = 100
+    first_spacing: Count = 10
+    audit_steps: Count = 1
+    max_residual: Positive = 5.0
+    coverage: Annotated[float, Meta(gt=0, lt=1)] = 0.9
+    blend_steps: Annotated[int, Meta(ge=0)] = 0
+    cooldown: Annotated[int, Meta(ge=0)] = 4
+    max_cooldown: Annotated[int, Meta(ge=0)] = 256
+    overhead: Annotated[float, Meta(gt=0, le=1)] = 0.03
+
+
+class GuardSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[guard]`.
+
+    Attributes:
+        bounds: Lowest and highest value allowed, by field name, in the field's unit.
+        invariants: Largest relative drift allowed, by name of the invariant.
+    """
+
+    bounds: dict[str, tuple[float, float]] = {}
+    invariants: dict[str, Positive] = {}
+
+
+class LimitsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[limits]`, in the simulation's unit of time.
+
+    Attributes:
+        dt: Simulated time of one coupling step; None leaves it to `snapshot().dt` of the simulation.
+        dt_min: Smallest dt that Advice may set.
+        dt_max: Largest dt that Advice may set.
+    """
+
+    dt: Positive | None = None
+    dt_min: Positive | None = None
+    dt_max: Positive | None = None
+
+
+class OutputSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[output]`.
+
+    Attributes:
+        every: Steps between states the host must hit; None lets a horizon run to the end of the run.
+        views: Views of the fields stored for the report, spread over the run.
+    """
+
+    every: Count | None = None
+    views: Annotated[int, Meta(ge=0)] = 24
+
+
+class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A whole run file."""
+
+    run: RunSection
+    simulation: SimulationSection
+    tasks: tuple[TaskSection, ...] = msgspec.field(default=(), name="task")
+    link: LinkSection = LinkSection()
+    switch: SwitchSection = SwitchSection()
+    guard: GuardSection = GuardSection()
+    limits: LimitsSection = LimitsSection()
+    output: OutputSection = OutputSection()
+
+
+def parse(text: str) -> RunSpec:
+    """Reads a run file.
+
+    Raises:
+        ValueError: It is not TOML, or the first thing wrong in it. `launch.check.check` finds all at once.
+    """
+    return from_table(tomllib.loads(text))
+
+
+def from_table(table: Mapping[str, Any]) -> RunSpec:
+    """The spec from a table as `tomllib` gives it. Raises ValueError as `parse` does."""
+    shaped = dict(table)
+    if isinstance(simulation := table.get("simulation"), Mapping):
+        shaped["simulation"] = split(simulation, SimulationSection)
+    if isinstance(tasks := table.get("task"), list):
+        shaped["task"] = [split(named(task), TaskSection) if isinstance(task, Mapping) else task for task in tasks]
+    return msgspec.convert(shaped, RunSpec)
+
+
+def split(table: Mapping[str, Any], section: type[SimulationSection] | type[TaskSection]) -> dict[str, Any]:
+    """Moves the keys that `section` does not know, which are the plug-in's, under `settings`."""
+    known = own_keys(section)
+    own: dict[str, Any] = {key: value for key, value in table.items() if key in known}
+    return own | {"settings": {key: value for key, value in table.items() if key not in known}}
+
+
+def own_keys(section: type[Struct]) -> tuple[str, ...]:
+    """Keys of a section as a person writes them, without the plug-in's."""
+    return tuple(field.encode_name for field in msgspec.structs.fields(section) if field.name != "settings")
+
+
+def named(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A `[[task]]` table with its name filled in from `use`."""
+    use = task.get("use")
+    return ({"name": use.rpartition(":")[2]} if isinstance(use, str) else {}) | dict(task)
+
+
+def dump(spec: RunSpec) -> str:
+    """The spec as TOML, every default written out. `parse` gives an equal spec back."""
+    parts = [toml_text.table("[run]", msgspec.structs.asdict(spec.run)), _plugin("[simulation]", spec.simulation)]
+    parts += [_plugin("[[task]]", task) for task in spec.tasks]
+    for name in ("link", "switch", "guard", "limits", "output"):
+        parts.append(toml_text.table(f"[{name}]", msgspec.structs.asdict(getattr(spec, name))))
+    return "\n".join(parts)
+
+
+def _plugin(header: str, section: SimulationSection | TaskSection) -> str:
+    own = msgspec.structs.asdict(section)
+    return toml_text.table(header, own | own.pop("settings"))
+
+
+def guard_mistakes(guard: GuardSection, fields: Iterable[FieldSpec], invariants: Iterable[str]) -> list[str]:
+    """What `[guard]` names but the simulation does not have; asked at the handshake, when both are known.
+
+    Args:
+        guard: The section.
+        fields: Declared fields.
+        invariants: Names of the invariants that the simulation reports.
+
+    Returns:
+        One full sentence for each mistake.
+    """
+    has = {"bounds": [spec.name for spec in fields], "invariants": list(invariants)}
+    return [
+        f"guard.{key} names {name!r}, but the simulation has {', '.join(map(repr, has[key])) or 'none'}"
+        for key in ("bounds", "invariants")
+        for name in getattr(guard, key)
+        if name not in has[key]
+    ]
