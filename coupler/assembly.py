@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit
 
-Allocate = Callable[[], Mapping[str, Array]]
+
+class ArraySource(Protocol):
+    """Where the global arrays come from that states are assembled in."""
+
+    def acquire(self) -> Mapping[str, Array]:
+        """Arrays by field name for one state."""
+        ...
+
+    def discard(self, arrays: Mapping[str, Array]) -> None:
+        """Takes arrays back whose state was given up."""
+        ...
+
+
+class FreshArrays:
+    """New arrays for every state."""
+
+    def __init__(self, fields: Sequence[FieldSpec]) -> None:
+        """Args: fields: Declared fields."""
+        self._fields = tuple(fields)
+
+    def acquire(self) -> Mapping[str, Array]:
+        """See `ArraySource.acquire`; zeros, so that a gap in a decomposition is at least deterministic."""
+        return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in self._fields}
+
+    def discard(self, arrays: Mapping[str, Array]) -> None:
+        """See `ArraySource.discard`."""
 
 
 @dataclass(slots=True)
@@ -37,20 +63,20 @@ class Assembly:
         dropped: Steps given up because a block never came.
     """
 
-    def __init__(self, fields: Sequence[FieldSpec], ranks: int, allocate: Allocate | None = None, depth: int = 4):
+    def __init__(self, fields: Sequence[FieldSpec], ranks: int, source: ArraySource | None = None, depth: int = 4):
         """Makes an empty assembly.
 
         Args:
             fields: Declared fields.
             ranks: Number of ranks that each step needs.
-            allocate: Gives the global arrays (by field name) that the next step is written into.
+            source: Where the global arrays come from; new ones for each state when None.
             depth: Steps that may be open at once.
         """
         self.fields = {spec.name: spec for spec in fields}
         self.layouts = [Layout() for _ in range(ranks)]
         self.dropped = 0
         self._ranks, self._depth = ranks, depth
-        self._allocate = allocate or (lambda: empty(fields))
+        self._source = source or FreshArrays(fields)
         self._open: dict[int, _Partial] = {}
 
     def add(self, rank: int, part: Snapshot) -> Snapshot | None:
@@ -74,7 +100,7 @@ class Assembly:
         partial = self._open.get(part.step)
         if partial is None:
             self._make_room()
-            partial = self._open[part.step] = _Partial(self._allocate(), part)
+            partial = self._open[part.step] = _Partial(self._source.acquire(), part)
         for name, spec in self.fields.items():
             self._place(rank, spec, part.blocks[name], partial.arrays[name])
         partial.ranks.add(rank)
@@ -98,7 +124,7 @@ class Assembly:
 
     def _make_room(self) -> None:
         while len(self._open) >= self._depth:
-            del self._open[min(self._open)]
+            self._source.discard(self._open.pop(min(self._open)).arrays)
             self.dropped += 1
 
     def _place(self, rank: int, spec: FieldSpec, block: Block, target: Array) -> None:
@@ -114,11 +140,6 @@ class Assembly:
             target[window] = block.array
         else:
             layout.offset[spec.name], layout.shape[spec.name] = block.offset, block.array.shape
-
-
-def empty(fields: Sequence[FieldSpec]) -> dict[str, Array]:
-    """Global arrays of zeros by field name (zeros, so that a gap in a decomposition is at least deterministic)."""
-    return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in fields}
 
 
 def whole(like: Snapshot, arrays: Mapping[str, Array]) -> Snapshot:

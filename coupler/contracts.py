@@ -227,6 +227,6 @@ class Link(Protocol):
         """The next message as (peer, frames), or None after timeout_s seconds (0: do not wait)."""
         ...
 
-    def close(self) -> None:
-        """Frees everything; unsent messages are dropped. May be called twice."""
+    def close(self, linger_s: float = 0.0) -> None:
+        """Frees everything; messages not sent within linger_s seconds are dropped. May be called twice."""
         ...

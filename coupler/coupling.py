@@ -24,6 +24,8 @@ from schemas import messages, wire
 from schemas.fields import Block, FieldSpec, Snapshot, misfit
 from schemas.messages import Action
 
+LINGER_S = 0.2
+"""Time that the farewell gets to leave."""
 SAVED_STATES = 2
 """Saved states kept for a rewind."""
 
@@ -195,6 +197,13 @@ class Coupling:
         elif advice.action is Action.LEARNED and advice.snapshot is not None:
             self._adopt(simulation, advice, advice.snapshot)
 
+    def finish(self, snapshot: Snapshot) -> None:
+        """Notes the last state of the run, which is not asked about."""
+        self.ledger.enter()
+        self._step = snapshot.step
+        if self._standing == 0:
+            self._record.observed(snapshot, self.fields, self._mixed)
+
     def keep(self, step: int, token: object) -> None:
         """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes."""
         self.saved[step] = token
@@ -212,7 +221,7 @@ class Coupling:
                 end = self._clock() + wait_s
                 while self._protocol.books.in_flight and self._clock() < end:
                     self._drain(0.02)
-            self._link.close()
+            self._link.close(LINGER_S)
         self._record.close(self.ledger, self.books)
 
     # ------------------------------------------------------------------------------------------------ one exchange
@@ -232,6 +241,10 @@ class Coupling:
             due = snapshot.step >= self._next_ask
         if due and vote.may_send:
             self._send_ask(snapshot, until, invariants, known=0)
+            if self.ranks.size == 1:  # alone, an answer that is already here needs no vote
+                self._drain(0.0)
+                if self._protocol.newest > self._executed:
+                    return self._carry_out(self._protocol.newest, snapshot)
         elif due:
             self._protocol.dropped(self._why_closed())
         self._mixed = 0
@@ -262,7 +275,8 @@ class Coupling:
         reason = agree_objection(self.ranks, objection)
         if reason or found is None:
             self._refused = reason
-            return self._direct(reason, snapshot)
+            self.advice = self._direct(reason, snapshot)
+            return self.advice
         told, blocks = found
         self._record.told(told)
         self._next_ask = told.answers + told.lease
@@ -287,6 +301,7 @@ class Coupling:
             self.saved = {step: token for step, token in self.saved.items() if step <= told.rewind_to}
             self._next_ask = told.rewind_to
         self._dt_now = told.dt
+        self.advice = advice
         return advice
 
     def _objection(self, told: messages.Advice, blocks: Mapping[str, Block], snapshot: Snapshot) -> str:

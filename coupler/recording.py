@@ -15,6 +15,8 @@ from schemas.fields import FieldSpec, Snapshot, with_role
 from schemas.messages import Action
 
 LEDGER = "ledger.json"
+FLUSH_S = 0.5
+"""The trace reaches the operating system at least this often, for those who watch the run."""
 _NOTHING_TOLD = messages.Advice(action=Action.DIRECT)
 
 
@@ -27,7 +29,7 @@ class RunRecorder:
         self._trace = Recorder(folder / TRACE if folder else None)
         self._observables = Recorder(folder / OBSERVABLES if folder else None)
         self._told = _NOTHING_TOLD
-        self._start = -1.0
+        self._start = self._flushed = -1.0
 
     def observed(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], version: int) -> None:
         """Records the observables of a state that the host reached by itself (version 0) or by blending."""
@@ -48,7 +50,10 @@ class RunRecorder:
         if self.folder is None:
             return
         if self._start < 0.0:
-            self._start = now
+            self._start = self._flushed = now
+        if now - self._flushed > FLUSH_S:
+            self.flush()
+            self._flushed = now
         told, self._told = self._told, _NOTHING_TOLD
         to_step = snapshot.step + 1
         if advice.action is Action.LEARNED and advice.snapshot is not None:

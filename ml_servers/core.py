@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from coupler.assembly import Allocate, Assembly
+from coupler.assembly import ArraySource, Assembly
 from coupler.calibration import Calibration
 from coupler.contracts import Backtest, Task
 from coupler.protocol.server import ServerProtocol
@@ -60,9 +60,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Instruction: give a directly integrated global state to the trainers."""
+    """Instruction: a state is complete and was answered; give it to the trainers, or (a blended one) only free it."""
 
     snapshot: Snapshot
+    trains: bool
 
 
 Instruction = Send | Sampled
@@ -89,14 +90,14 @@ class ServerCore:
         self,
         settings: CoreSettings,
         make_task: MakeTask,
-        make_allocate: Callable[[Sequence[FieldSpec]], Allocate | None],
+        make_arrays: Callable[[Sequence[FieldSpec]], ArraySource],
     ) -> None:
         """Makes the core.
 
         Args:
             settings: See `CoreSettings`.
             make_task: Constructs a task from its name and the fields (invariants appended as scalar observables).
-            make_allocate: Gives, for those fields, the source of the arrays that states are assembled in.
+            make_arrays: Gives, for those fields, the source of the arrays that states are assembled in.
         """
         self.settings = settings
         self.protocol = ServerProtocol(settings.run, settings.tasks, settings.credit)
@@ -109,7 +110,7 @@ class ServerCore:
         self.admitted = 0
         self.refused: list[str] = []
         self.budget = Budget(overhead=settings.overhead, steps=1)
-        self._make_task, self._make_allocate = make_task, make_allocate
+        self._make_task, self._make_arrays = make_task, make_arrays
         self._assembly: Assembly | None = None
         self._rounds: dict[int, _Round] = {}
         self._rewinding: dict[int, int] = {}  # by rank: step that it was told to rewind to and has not reached yet
@@ -208,7 +209,7 @@ class ServerCore:
         self.fields = (*hello.fields, *extra)
         self.tasks = {name: self._make_task(name, self.fields) for name in self.settings.tasks}
         self.budget = msgspec.structs.replace(self.budget, steps=max(hello.last_step - hello.step, 1))
-        self._assembly = Assembly(hello.fields, hello.ranks, self._make_allocate(self.fields))
+        self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields))
         for name, task in self.tasks.items():
             if "arrays" in task.owns:
                 self.arbiter = Arbiter(
@@ -234,7 +235,7 @@ class ServerCore:
             return [Send(peer, Refusal(str(error)))]
         self._step = max(self._step, push.stamp.step)
         acks: list[Instruction] = [Send(peer, self.protocol.ack(rank))]
-        return acks if snapshot is None else [*acks, self._sample(snapshot, {rank: push})]
+        return acks if snapshot is None else [*acks, Sampled(self._whole(snapshot, {rank: push}), True)]
 
     def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block], cpu_s: float) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
@@ -262,27 +263,24 @@ class ServerCore:
         cost = max(a.stall_s for a in asks.values())
         if snapshot is not None:
             self.budget = self.budget.asked(ask.direct_step_s, cost, cpu_s)
-            sampled = self._sample(snapshot, asks)
-            verdict = self._verdict(lambda a: a.direct(sampled.snapshot, self._around(asks), asks[0].direct))
-            answers = self._answer(asks, verdict, self._dt(sampled.snapshot))
-            return [*answers, sampled] if asks[0].direct else answers
+            state, pure = self._whole(snapshot, asks), asks[0].direct
+            verdict = self._verdict(lambda a: a.direct(state, self._around(asks), pure))
+            return [*self._answer(asks, verdict, self._dt(state)), Sampled(state, pure)]
         if any(not a.known for a in asks.values()):
             return []
         verdict = self._verdict(lambda a: a.standing(ask.known, blocks, self._around(asks)))
         return self._answer(asks, verdict, 0.0)
 
-    def _sample(self, snapshot: Snapshot, parts: Mapping[int, Ask | Push]) -> Sampled:
-        """Adds the invariants to an assembled state."""
+    def _whole(self, snapshot: Snapshot, parts: Mapping[int, Ask | Push]) -> Snapshot:
+        """An assembled state with its invariants."""
         self.admitted += 1
         extra = {}
         for name, reduction in self._invariants.items():
             values = [part.invariants.get(name, math.nan) for part in parts.values()]
             total = math.fsum(values) if reduction == "sum" else max(values)
             extra[f"invariant.{name}"] = Block(np.array(total), ())
-        whole = Snapshot(
-            snapshot.step, snapshot.time, snapshot.dt, {**snapshot.blocks, **extra}, snapshot.controls_until
-        )
-        return Sampled(whole)
+        blocks = {**snapshot.blocks, **extra}
+        return Snapshot(snapshot.step, snapshot.time, snapshot.dt, blocks, snapshot.controls_until)
 
     def _ranks(self) -> int:
         return self.protocol.agreed.ranks if self.protocol.agreed else 0

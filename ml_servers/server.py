@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from coupler.contracts import Backtest, Link
 from ml_servers import checkpoint
 from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
 from ml_servers.slots import Slots
 from schemas import wire
-from schemas.fields import Array, FieldSpec, Snapshot
-from schemas.messages import VERSION, Advice, Halt, Message, Ready, Refusal, Sample, Trained
+from schemas.fields import FieldSpec, Snapshot
+from schemas.messages import VERSION, Advice, Begin, Halt, Message, Ready, Refusal, Sample, Trained
 
 SUMMARY = "server.json"
 SLOTS = "slots"
-FIELDS = "served_fields.json"
+MOST_SLOTS = 1024
 POLL_S = 0.2
+LINGER_S = 1.0
+"""Time that the last messages (acknowledgements, Halt) get to leave."""
 
 
 class Server:
@@ -67,7 +68,6 @@ class Server:
         self._max_message_bytes, self._digest = max_message_bytes, digest
         self._cpu_clock, self._cpu = cpu_clock, cpu_clock()
         self._trainers: dict[str, bytes] = {}
-        self._slot_of: dict[int, int] = {}  # id of a slot's first array -> slot, for states being assembled
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
@@ -105,7 +105,7 @@ class Server:
         facts["train_s"] = self.train_cpu_s
         facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}
         (self._folder / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        self._link.close()
+        self._link.close(LINGER_S)
         if self.slots is not None:
             self.slots.close()
 
@@ -113,7 +113,8 @@ class Server:
 
     def _carry_out(self, instruction: Instruction) -> None:
         if isinstance(instruction, Send):
-            message, frames = instruction.message, []
+            message: Message = instruction.message
+            frames: list[memoryview] = []
             if instruction.blocks:
                 table, frames = wire.block_table(instruction.blocks, self._digest)
                 assert isinstance(message, Advice)  # the only message of ours that carries a state
@@ -123,21 +124,19 @@ class Server:
             if isinstance(message, Refusal):
                 self._log(f"Refused a client: {message.reason}")
         elif isinstance(instruction, Sampled):
-            self._give(instruction.snapshot)
+            self._give(instruction.snapshot, instruction.trains)
 
-    def _give(self, snapshot: Snapshot) -> None:
+    def _give(self, snapshot: Snapshot, trains: bool) -> None:
         """Hands an assembled state to the trainers, in the slot that it was assembled in."""
-        first = next(iter(self.core.fields)).name
-        slot = self._slot_of.pop(id(snapshot[first]), None)
-        if slot is None or self.slots is None:
-            self.untrained += 1
+        assert self.slots is not None  # a state was assembled, so the slots exist
+        arrays = {name: block.array for name, block in snapshot.blocks.items()}
+        slot = self.slots.filled(arrays, len(self._trainers) if trains else 0)
+        if slot is None:
+            self.untrained += trains
             return
-        for spec in self.core.fields:
-            if spec.name.startswith("invariant."):
-                self.slots.arrays(slot)[spec.name][...] = snapshot[spec.name]
-        generation = self.slots.hold(slot, len(self._trainers))
+        generation = self.slots.generation(slot)
         sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)
-        for peer in self._trainers.values():
+        for peer in self._trainers.values() if trains else ():
             if not self._send(peer, sample):
                 self.slots.release(slot)
                 self.untrained += 1
@@ -145,23 +144,16 @@ class Server:
     def _send(self, peer: bytes, message: Message) -> bool:
         return self._link.send(wire.encode(message), peer)
 
-    def _start_slots(self, fields: Sequence[FieldSpec]) -> Callable[[], Mapping[str, Array]]:
+    def _start_slots(self, fields: Sequence[FieldSpec]) -> Slots:
         size = sum(spec.nbytes for spec in fields) + 8192
-        count = int(min(max(self._buffer_bytes // size, 4), 1024))
+        count = int(min(max(self._buffer_bytes // size, 4), MOST_SLOTS))
         self.slots = Slots(self._slot_folder / SLOTS, fields, count, create=True)
-        text = json.dumps({"count": count, "fields": msgspec.to_builtins(fields)})
-        part = self._folder / f".{FIELDS}"
-        part.write_text(text, encoding="utf-8")
-        part.replace(self._folder / FIELDS)
-        return self._allocate
+        for peer in self._trainers.values():
+            self._send(peer, self._begin(self.slots))
+        return self.slots
 
-    def _allocate(self) -> Mapping[str, Array]:
-        acquired = self.slots.acquire() if self.slots is not None else None
-        if acquired is None:  # the trainers are behind: this state is answered but not trained on
-            return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in self.core.fields}
-        slot, arrays = acquired
-        self._slot_of[id(arrays[self.core.fields[0].name])] = slot
-        return arrays
+    def _begin(self, slots: Slots) -> Begin:
+        return Begin(slots.fields, str(slots.path), slots.count)
 
     # ---------------------------------------------------------------------------------------------------- trainers
 
@@ -170,6 +162,8 @@ class Server:
             self._send(peer, Refusal("This trainer belongs to another run or release."))
             return
         self._trainers[ready.task] = peer
+        if self.slots is not None:
+            self._send(peer, self._begin(self.slots))
         self._log(f"The trainer of {ready.task} is up.")
 
     def _trained(self, done: Trained) -> None:

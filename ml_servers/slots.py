@@ -35,8 +35,8 @@ class Slots:
         Raises:
             LinkError: There is no room for it, or it has another size than expected.
         """
-        self._fields = tuple(fields)
-        self._path, self._owner = path, create
+        self.fields, self.path, self.count = tuple(fields), path, count
+        self._owner = create
         self._stride = ALIGNMENT + sum(_padded(spec.nbytes) for spec in fields)
         size = self._stride * count
         if create:
@@ -54,22 +54,40 @@ class Slots:
             self._map = mmap.mmap(file.fileno(), size)
         self._free = list(range(count)) if create else []
         self._holders: dict[int, int] = {}
+        self._lent: dict[int, int] = {}  # id of the first array -> slot; the assembly keeps that array alive
 
-    def acquire(self) -> tuple[int, Mapping[str, Array]] | None:
-        """A free slot and its arrays to write into, or None when the trainers hold them all. Owner only."""
+    def acquire(self) -> Mapping[str, Array]:
+        """Arrays to assemble a state in: a free slot's, or fresh ones when the trainers hold all slots. Owner only."""
         if not self._free:
-            return None
+            return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in self.fields}
         slot = self._free.pop()
         self._header(slot)[0] += 1
-        return slot, self.arrays(slot)
+        arrays = self.arrays(slot)
+        self._lent[id(arrays[self.fields[0].name])] = slot
+        return arrays
 
-    def hold(self, slot: int, holders: int) -> int:
-        """Keeps a slot until it was released `holders` times (at once free for 0); returns its generation."""
+    def discard(self, arrays: Mapping[str, Array]) -> None:
+        """Takes back arrays that will not be filled."""
+        slot = self._lent.pop(id(arrays[self.fields[0].name]), None)
+        if slot is not None:
+            self._free.append(slot)
+
+    def filled(self, arrays: Mapping[str, Array], holders: int) -> int | None:
+        """The slot of acquired arrays, kept until it was released `holders` times (0: free at once).
+
+        Values that were not written in place (the invariants) are copied in. None when the arrays are no slot's.
+        """
+        slot = self._lent.pop(id(arrays[self.fields[0].name]), None)
+        if slot is None:
+            return None
+        for name, array in self.arrays(slot).items():
+            if array.ndim == 0:
+                array[...] = arrays[name]
         if holders:
             self._holders[slot] = holders
         else:
             self._free.append(slot)
-        return int(self._header(slot)[0])
+        return slot
 
     def release(self, slot: int) -> None:
         """One trainer does not need a slot any more. Unknown slots are ignored (a trainer that came back)."""
@@ -89,7 +107,7 @@ class Slots:
     def arrays(self, slot: int) -> dict[str, Array]:
         """The arrays of a slot by field name; views of the file."""
         arrays, at = {}, slot * self._stride + ALIGNMENT
-        for spec in self._fields:
+        for spec in self.fields:
             flat = np.frombuffer(self._map, dtype=spec.dtype, count=math.prod(spec.shape), offset=at)
             arrays[spec.name] = flat.reshape(spec.shape)
             at += _padded(spec.nbytes)
@@ -98,7 +116,7 @@ class Slots:
     def close(self) -> None:
         """Removes the file if this side owns it. The mapping goes with the last array that views it."""
         if self._owner:
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     def _header(self, slot: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.frombuffer(self._map, dtype=np.int64, count=1, offset=slot * self._stride)

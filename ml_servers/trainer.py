@@ -8,10 +8,11 @@ from pathlib import Path
 
 from coupler.contracts import Link, Report, Task
 from ml_servers import checkpoint
+from ml_servers.core import MakeTask
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import Block, Snapshot
-from schemas.messages import VERSION, Halt, Message, Ready, Refusal, Sample, Trained
+from schemas.messages import VERSION, Begin, Halt, Message, Ready, Refusal, Sample, Trained
 
 CHECKPOINTS = "checkpoint"
 IDLE_S = 0.25
@@ -29,28 +30,29 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        make_task: MakeTask,
         name: str,
         run: str,
         link: Link,
-        slots: Slots,
         folder: Path,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """Introduces itself to the server.
 
         Args:
-            task: An instance of its own.
+            make_task: Constructs the task from its name and the fields.
             name: Name of the task in the run file.
             run: Name of the run.
             link: Connected Link.
-            slots: The server's slots.
             folder: Run folder; models go to its `checkpoint` folder.
             clock: CPU seconds of this thread or process.
         """
-        self.task, self.name = task, name
+        self.name = name
         self.halted = False
-        self._run, self._link, self._slots = run, link, slots
+        self.task: Task | None = None
+        self._make_task = make_task
+        self._slots: Slots | None = None
+        self._run, self._link = run, link
         self._folder, self._clock = folder, clock
         self._released: list[int] = []
         self._report = Report(idle=True)
@@ -60,9 +62,9 @@ class Trainer:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         self._greeted = self._send(Ready(VERSION, run, name))
 
-    def run(self) -> None:
-        """Polls until the server says Halt."""
-        while not self.halted:
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Polls until the server says Halt, or should_stop() is true."""
+        while not (self.halted or should_stop()):
             self.poll(IDLE_S if self._report.idle else 0.0)
 
     def poll(self, timeout_s: float) -> None:
@@ -70,7 +72,7 @@ class Trainer:
         if not self._greeted:
             self._greeted = self._send(Ready(VERSION, self._run, self.name))
         fresh = self._take(timeout_s)
-        if self.halted or not (fresh or not self._report.idle):
+        if self.halted or self.task is None or not (fresh or not self._report.idle):
             return
         before = self._report.version
         try:
@@ -83,6 +85,10 @@ class Trainer:
         if promoted or self._released or time.monotonic() - self._reported > ALIVE_S:
             self._tell(promoted)
 
+    def close(self) -> None:
+        """Frees the Link."""
+        self._link.close()
+
     def _take(self, timeout_s: float) -> bool:
         fresh = False
         while not self.halted and (received := self._link.receive(timeout_s)) is not None:
@@ -90,21 +96,24 @@ class Trainer:
             message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
             if isinstance(message, Halt | Refusal):
                 self.halted = True
-            elif isinstance(message, Sample):
-                fresh = self._observe(message) or fresh
+            elif isinstance(message, Begin):
+                self.task = self._make_task(self.name, message.fields)
+                self._slots = Slots(Path(message.slots), message.fields, message.count, create=False)
+            elif isinstance(message, Sample) and self.task is not None and self._slots is not None:
+                fresh = self._observe(message, self.task, self._slots) or fresh
         return fresh
 
-    def _observe(self, sample: Sample) -> bool:
+    def _observe(self, sample: Sample, task: Task, slots: Slots) -> bool:
         self._released.append(sample.slot)
-        if self._slots.generation(sample.slot) != sample.generation:
+        if slots.generation(sample.slot) != sample.generation:
             return False
-        blocks = {name: Block(array, (0,) * array.ndim) for name, array in self._slots.arrays(sample.slot).items()}
-        self.task.observe(Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until))
+        blocks = {name: Block(array, (0,) * array.ndim) for name, array in slots.arrays(sample.slot).items()}
+        task.observe(Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until))
         return True
 
     def _tell(self, promoted: bool) -> None:
         report, path = self._report, ""
-        if promoted:
+        if promoted and self.task is not None:
             self._published += 1
             # Two files in turn: the server may still be reading the one before.
             path = f"{CHECKPOINTS}/{self.name}-{self._published % 2}.safetensors"

@@ -2,7 +2,7 @@
 
     client -> server    Hello, Ask, Push, Bye
     server -> client    Welcome, Refusal, Advice, Ack
-    server -> trainer   Sample, Halt
+    server -> trainer   Begin, Sample, Halt
     trainer -> server   Ready, Trained
 
 Adding, removing or reordering a field is a new `VERSION`, refused loudly by the handshake.
@@ -258,6 +258,20 @@ class Sample(_Message, frozen=True, tag=9):
     controls_until: float
 
 
+class Begin(_Message, frozen=True, tag=13):
+    """The server tells a trainer what it will learn from; nothing is sampled before.
+
+    Attributes:
+        fields: Fields of a sample, invariants appended.
+        slots: Path of the buffer file that both map.
+        count: Number of its slots.
+    """
+
+    fields: tuple[FieldSpec, ...]
+    slots: str
+    count: int
+
+
 class Ready(_Message, frozen=True, tag=10):
     """A trainer is up and wants the samples of one task."""
 
@@ -300,4 +314,4 @@ class Halt(_Message, frozen=True, tag=12):
     """The server asks a trainer to end."""
 
 
-Message = Hello | Welcome | Refusal | Ask | Push | Bye | Ack | Advice | Sample | Ready | Trained | Halt
+Message = Hello | Welcome | Refusal | Ask | Push | Bye | Ack | Advice | Sample | Ready | Trained | Halt | Begin

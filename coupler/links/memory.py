@@ -141,7 +141,7 @@ class MemoryListener(_MemoryLink):
         """Drops what one peer has sent and nobody has read. Called by the hub, with its lock held."""
         self._incoming.discard(peer)
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:  # noqa: ARG002 - nothing is ever under way in memory
         """See `Link.close`."""
         with self._change:
             if self._hub._listener is self:
@@ -170,7 +170,7 @@ class MemoryConnection(_MemoryLink):
             self._change.notify_all()
             return True
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:  # noqa: ARG002 - nothing is ever under way in memory
         """See `Link.close`. What was sent before can still be read by the listening side."""
         with self._change:
             if self._hub._connections.get(self._identity) is self:

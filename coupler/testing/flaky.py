@@ -90,9 +90,9 @@ class FlakyLink:
         peer, frames = self._inward.ready.pop(0)
         return peer, [memoryview(frame) for frame in frames]
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:
         """See `Link.close`. Messages kept back are dropped."""
-        self._link.close()
+        self._link.close(linger_s)
 
     def _pass(self, way: _Direction, frames: Frames, peer: bytes) -> tuple[list[Frames], list[tuple[bytes, Frames]]]:
         """What goes on now when this message comes: itself, any number of times, and what it has overtaken."""

@@ -1,0 +1,137 @@
+"""From a run folder to open Links and a Coupling: what every process of a run does first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coupler.contracts import Invariant, Link
+from coupler.coupling import Coupling, Terms
+from coupler.guard import Guard
+from coupler.ranks import Ranks
+from coupler.recording import RunRecorder
+from schemas import run
+from schemas.fields import FieldSpec
+
+if TYPE_CHECKING:
+    from coupler.links.zeromq import LinkLimits
+
+CASE = "case.toml"
+ADDRESS = "address"
+KEYS = "keys.json"
+SOCKET = "link/s"
+
+
+def read_case(folder: Path) -> run.RunSpec:
+    """The resolved case of a run folder."""
+    return run.parse((folder / CASE).read_text(encoding="utf-8"))
+
+
+def terms(spec: run.RunSpec) -> Terms:
+    """What a client of this case keeps to."""
+    return Terms(
+        run=spec.run.name,
+        last_step=spec.run.steps,
+        dt=spec.limits.dt or 0.0,
+        deadline_s=spec.link.deadline_s,
+        max_message_bytes=spec.link.max_message_bytes,
+        digest=spec.link.digest,
+    )
+
+
+def guard(spec: run.RunSpec) -> Guard:
+    """The Guard of this case."""
+    limits = {"dt_min": spec.limits.dt_min, "dt_max": spec.limits.dt_max}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return Guard(bounds=dict(spec.guard.bounds), drift=dict(spec.guard.invariants), **given)
+
+
+def listen(spec: run.RunSpec, folder: Path) -> Link:
+    """The server's Link, and its address written into the run folder for the others.
+
+    Raises:
+        LinkError: The address cannot be used.
+    """
+    from coupler.links import security, zeromq
+
+    keys = security.load_keys(folder / KEYS).server() if spec.link.curve else None
+    link = zeromq.listen(_address(spec, folder), limits=_limits(spec, peers=256), keys=keys)
+    part = folder / f".{ADDRESS}"
+    part.write_text(link.address, encoding="utf-8")
+    part.replace(folder / ADDRESS)
+    return link
+
+
+def connect(spec: run.RunSpec, folder: Path, identity: str) -> Link:
+    """A client's or trainer's Link. The server need not be there yet.
+
+    Raises:
+        LinkError: The address cannot be used.
+    """
+    from coupler.links import security, zeromq
+
+    keys = security.load_keys(folder / KEYS).client() if spec.link.curve else None
+    limits = _limits(spec, peers=1)
+    return zeromq.connect(_address(spec, folder), identity=identity.encode(), limits=limits, keys=keys)
+
+
+def open_coupling(
+    folder: Path | str,
+    fields: Sequence[FieldSpec],
+    *,
+    ranks: Ranks | None = None,
+    invariants: Mapping[str, Invariant] | None = None,
+    can_rewind: bool = True,
+    start_step: int = 0,
+    link: Link | None = None,
+) -> Coupling:
+    """Opens the Coupling of one rank of the simulation in a run folder.
+
+    Args:
+        folder: Run folder, made by `coupler run` (an embedded code gets it as `COUPLER_RUN`).
+        fields: Declared fields.
+        ranks: Ranks of the simulation; serial when None.
+        invariants: First contributions to the conserved quantities, if there are any.
+        can_rewind: Whether the host keeps saved states.
+        start_step: Step to continue from.
+        link: A connected Link to use in place of the case's own (one-process rungs).
+
+    Returns:
+        The Coupling; with mode `off` it never talks to anyone.
+
+    Raises:
+        CaseError: The case guards a field or an invariant that the simulation does not have.
+        LinkError: The address cannot be used.
+    """
+    from coupler.errors import CaseError
+
+    folder, ranks = Path(folder), ranks or Ranks()
+    spec = read_case(folder)
+    if mistakes := run.guard_mistakes(spec.guard, fields, invariants or {}):
+        raise CaseError(mistakes)
+    if link is None and spec.run.mode != "off":
+        link = connect(spec, folder, f"rank-{ranks.rank}")
+    return Coupling(
+        link,
+        fields,
+        terms(spec),
+        ranks=ranks,
+        guard=guard(spec),
+        recorder=RunRecorder(folder if ranks.rank == 0 else None),
+        invariants=invariants,
+        can_rewind=can_rewind,
+        start_step=start_step,
+    )
+
+
+def _address(spec: run.RunSpec, folder: Path) -> str:
+    return f"ipc://{(folder / SOCKET).resolve()}" if spec.link.address == "ipc" else spec.link.address
+
+
+def _limits(spec: run.RunSpec, peers: int) -> LinkLimits:
+    from coupler.links import zeromq
+
+    # What waits unread is bounded by the credit; the queue only has to have room for that and for control messages.
+    queue = max(spec.link.window_bytes, (spec.link.credit + 4) * spec.link.max_message_bytes * (4 if peers > 1 else 1))
+    return zeromq.LinkLimits(max_message_bytes=spec.link.max_message_bytes, queue_bytes=queue)

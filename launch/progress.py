@@ -1,0 +1,109 @@
+"""Live progress of a run from the trace that it writes: a rich line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from coupler.trace import TRACE
+
+LOG_EVERY_S = 5.0
+STYLES = {"direct": "cyan", "trial": "yellow", "audit": "yellow", "learned": "green"}
+
+
+class Standing:
+    """What the trace says so far. Fed with records in order; pure."""
+
+    def __init__(self, steps: int) -> None:
+        """Args: steps: Steps of the whole run."""
+        self.steps = steps
+        self.step = 0
+        self.last: dict[str, Any] = {}
+        self.learned = 0
+        self.direct_s: list[float] = []
+        self._before: tuple[float, str] | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Takes the next record."""
+        if self._before is not None and self._before[1] == "direct":
+            self.direct_s.append(record["wall_s"] - self._before[0])
+        self._before = (record["wall_s"], record["action"])
+        self.last, self.step = record, record["to_step"]
+        if record["action"] == "learned":
+            self.learned += record["to_step"] - record["step"]
+        elif record["action"] == "rewind":
+            self.learned = max(0, self.learned - (record["step"] - record["to_step"]))
+
+    @property
+    def net_speedup(self) -> float | None:
+        """All-direct wall time of the steps so far, at the median direct step, over the wall time so far."""
+        if not self.direct_s or not self.last.get("wall_s"):
+            return None
+        typical = sorted(self.direct_s)[len(self.direct_s) // 2]
+        return float(typical * self.step / self.last["wall_s"])
+
+    def line(self) -> str:
+        """One line for a log."""
+        if not self.last:
+            return "starting ..."
+        last, fraction = self.last, self.learned / max(self.step, 1)
+        error = f"{last['bound']:.2e}" if last["bound"] < 1e9 else "-"
+        gain = f"{self.net_speedup:.2f}x" if self.net_speedup else "-"
+        return (
+            f"step {self.step:>7}/{self.steps}  {last['phase']:<7} {last['action']:<7} dt {last['dt']:<9.4g} "
+            f"error {error} of {last['tolerance']:.2g}  learned {100 * fraction:5.1f} %  net speedup {gain}  "
+            f"{last['reason']}"
+        )
+
+
+class Progress:
+    """Shows a Standing while a run goes on. A context manager."""
+
+    def __init__(self, folder: Path, steps: int, console: Console) -> None:
+        """Args: folder: Run folder. steps: Steps of the run. console: Where to show."""
+        self.standing = Standing(steps)
+        self._path, self._console = folder / TRACE, console
+        self._unpacker = msgpack.Unpacker(raw=False)
+        self._position = 0
+        self._shown = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        """Starts showing."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Shows the last line and stops."""
+        self._read()
+        if self._live is not None:
+            self._live.stop()
+        self._console.print(self.standing.line(), highlight=False, soft_wrap=True)
+
+    def tick(self) -> None:
+        """Reads what is new and shows it when that is due."""
+        self._read()
+        if self._live is not None:
+            style = STYLES.get(self.standing.last.get("phase", ""), "")
+            self._live.update(Text(self.standing.line(), style=style))
+        elif time.monotonic() - self._shown > LOG_EVERY_S:
+            self._shown = time.monotonic()
+            self._console.print(self.standing.line(), highlight=False, soft_wrap=True)
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        self._position += len(data)
+        self._unpacker.feed(data)
+        for record in self._unpacker:
+            self.standing.add(record)

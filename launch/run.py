@@ -1,0 +1,225 @@
+"""One run from start to summary: prepares the folder, starts what the plan says, watches, compares, sums up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from coupler import connect
+from coupler.errors import CouplerError
+from coupler.recording import LEDGER
+from launch import one_process
+from launch.plan import Process, find_mpiexec, plan
+from launch.progress import Progress
+from launch.report.summary import summarise
+from launch.supervise import Outcome, Supervisor
+from ml_servers.server import SUMMARY as SERVER
+from schemas import run as run_file
+from schemas.run import RunSpec
+from sim_clients.__main__ import RESULT
+from sim_clients.reference import REFERENCE
+
+SUMMARY = "summary.json"
+INTERRUPTED = 130
+
+
+def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Console | None = None) -> int:
+    """Runs a case and writes its run folder.
+
+    Args:
+        spec: The resolved case.
+        folder: Run folder; must not hold a run yet.
+        reference: Whether to run the same case all-direct afterwards and compare.
+        console: Where to show progress.
+
+    Returns:
+        Exit code: 0 finished, 1 failed, 130 interrupted. The cause is in `summary.json` and was shown.
+
+    Raises:
+        CouplerError: The folder holds a run already, or cannot be used.
+    """
+    console = console or Console(stderr=True)
+    prepare(spec, folder)
+    signal.signal(signal.SIGTERM, _interrupt)
+    began = time.perf_counter()
+    console.print(f"[bold]{spec.run.name}[/]: {spec.run.steps} steps, mode {spec.run.mode}, rung {spec.run.rung}")
+    outcome = _coupled(spec, folder, console)
+    wall_s = time.perf_counter() - began
+    reference_wall_s, problem = None, ""
+    if reference and outcome.code == 0 and not outcome.interrupted:
+        reference_wall_s, problem = _reference(spec, folder, console)
+    summary = summarise(folder, _facts(spec, folder, outcome, wall_s, reference_wall_s))
+    if problem:
+        summary |= {"status": "failed", "cause": problem}
+    _write(folder / SUMMARY, json.dumps(summary, indent=1))
+    _conclude(summary, console)
+    return INTERRUPTED if outcome.interrupted else int(outcome.code != 0 or bool(problem))
+
+
+def prepare(spec: RunSpec, folder: Path) -> None:
+    """Makes an empty run folder with the resolved case in it (mode 0700, for the sockets and keys).
+
+    Raises:
+        CouplerError: There is a run in it already.
+    """
+    if (folder / connect.CASE).exists():
+        raise CouplerError(f"{folder} holds a run already; give another --out, or remove it.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    if spec.link.curve:
+        from coupler.links.security import make_keys
+
+        make_keys(folder / connect.KEYS)
+    _write(folder / connect.CASE, run_file.dump(spec))
+
+
+def _coupled(spec: RunSpec, folder: Path, console: Console) -> Outcome:
+    with Progress(folder, spec.run.steps, console) as progress:
+        if spec.run.rung in ("inline", "threads"):
+            return _here(spec, folder, console)
+        with Supervisor() as supervisor:
+            *servers, simulation = sorted(_planned(spec, folder), key=_is_simulation)
+            for process in servers:
+                supervisor.start(process)
+            child = supervisor.start(simulation)
+            return supervisor.watch(child, progress.tick, lambda line: console.print(f"[yellow]{line}[/]"))
+
+
+def _here(spec: RunSpec, folder: Path, console: Console) -> Outcome:
+    """Runs the one-process rungs; their failures are reported as those of a process would be."""
+    log = (folder / "logs" / "server.log").open("a", encoding="utf-8")
+    sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
+    with log:
+        try:
+            facts = one_process.run(spec, folder, lambda line: print(line, file=log, flush=True))  # noqa: T201
+        except KeyboardInterrupt:
+            return Outcome(interrupted=True)
+        except Exception as error:  # whatever the plug-ins raise is the cause of this run's failure
+            _write(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
+            console.print_exception(max_frames=4)
+            return Outcome(code=1)
+    _write(folder / RESULT, json.dumps(facts))
+    return Outcome(code=0)
+
+
+def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | None, str]:
+    """Runs the reference; its wall time without the comparisons, and what went wrong."""
+    (folder / REFERENCE).mkdir(exist_ok=True)
+    alone = spec if spec.run.rung == "mpi" else with_rung(spec, "local")
+    planned = next(p for p in _planned(alone, folder) if _is_simulation(p))
+    log = folder / "logs" / "reference.log"
+    process = replace(planned, argv=(*planned.argv, "--reference"), log=log)
+    console.print("Running the same case all-direct ...")
+    began = time.perf_counter()
+    with Supervisor() as supervisor:
+        outcome = supervisor.watch(supervisor.start(process), lambda: None, lambda _: None)
+    wall_s = time.perf_counter() - began
+    result = folder / REFERENCE / RESULT
+    if outcome.interrupted:
+        return None, "The reference was interrupted."
+    if outcome.code != 0 or not result.exists():
+        return None, f"The reference failed; see logs/{log.name}."
+    compared = json.loads(result.read_text(encoding="utf-8"))["compared_s"]
+    return wall_s - compared, ""
+
+
+def _facts(
+    spec: RunSpec, folder: Path, outcome: Outcome, wall_s: float, reference_wall_s: float | None
+) -> dict[str, Any]:
+    client, server, simulation = (_read(folder / name) for name in (LEDGER, SERVER, RESULT))
+    ledger = client.get("time", {})
+    books = client.get("samples", {})
+    served = server.get("samples", {})
+    switch = server.get("switch", {})
+    status = "finished" if outcome.code == 0 else "stopped" if outcome.interrupted else "failed"
+    return {
+        "status": status,
+        "cause": None if status == "finished" else _cause(folder, outcome),
+        "case": spec.run.name,
+        "seed": spec.run.seed,
+        "mode": spec.run.mode,
+        "tolerance": spec.switch.tolerance,
+        "time": {
+            **{key: ledger.get(key) for key in ("direct_step_s", "learned_step_s", "stall_p50_s", "stall_p99_s")},
+            "train_s": server.get("train_s"),
+            "wall_s": wall_s,
+            "reference_wall_s": reference_wall_s,
+        },
+        "library_s": ledger.get("stall_s"),
+        "samples": books | {"superseded": served.get("superseded"), "server": served},
+        "models": server.get("models", []),
+        "horizon_error": server.get("horizon_error", {}),
+        "switch": switch,
+        "failures": server.get("failures", {}),
+        "lost": outcome.lost,
+        "ledger": {key: ledger[key] for key in ("direct_s", "learned_s", "stall_s") if key in ledger}
+        | ({"startup_s": simulation["startup_s"]} if "startup_s" in simulation else {}),
+        "torch_in_simulation": simulation.get("torch_loaded"),
+    }
+
+
+def _cause(folder: Path, outcome: Outcome) -> str:
+    if outcome.interrupted:
+        return "Interrupted."
+    causes = [_read(path).get("cause", "") for path in sorted(folder.glob("simulation*.failed*"))]
+    own = [cause for cause in causes if cause and not cause.startswith("Ended")]
+    if own:
+        return str(own[0])
+    code = outcome.code or 0
+    if code < 0:
+        return f"The simulation was killed by {signal.Signals(-code).name}; see logs/simulation.log."
+    return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed. See its log."
+
+
+def _conclude(summary: dict[str, Any], console: Console) -> None:
+    if summary["status"] != "finished":
+        console.print(f"[red]{summary['status']}[/]: {summary['cause']}", highlight=False)
+        return
+    parts = [f"{100 * (summary['learned_fraction'] or 0.0):.1f} % of the simulated time was learned"]
+    if summary.get("net_speedup"):
+        parts.append(f"net speedup {summary['net_speedup']:.2f}")
+    error = (summary.get("error") or {}).get("max")
+    if error is not None:
+        parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
+    console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
+    for name, reason in summary.get("failures", {}).items():
+        console.print(f"[yellow]Task {name} was out of use: {reason}[/]")
+
+
+def _planned(spec: RunSpec, folder: Path) -> tuple[Process, ...]:
+    return plan(spec, folder, sys.executable, find_mpiexec() or "mpiexec")
+
+
+def with_rung(spec: RunSpec, rung: run_file.Rung) -> RunSpec:
+    """The same case on another rung."""
+    return msgspec.structs.replace(spec, run=msgspec.structs.replace(spec.run, rung=rung))
+
+
+def _is_simulation(process: Process) -> bool:
+    return process.role == "simulation"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

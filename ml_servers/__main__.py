@@ -1,0 +1,91 @@
+"""`python -m ml_servers RUN_FOLDER` is the server of a run; with `--task NAME` it is the trainer of one task."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from coupler import connect
+from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
+from ml_servers.server import Server
+from ml_servers.trainer import Trainer
+from schemas.run import RunSpec
+
+log = logging.getLogger("ml_servers")
+
+
+class _Stop:
+    """Set by SIGTERM: end in good order."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def shared_memory() -> Path:
+    """Folder in shared memory, or the temporary folder where there is none."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() else Path(tempfile.gettempdir())
+
+
+def serve(spec: RunSpec, folder: Path, stop: _Stop) -> None:
+    """The server process of a run."""
+    link = connect.listen(spec, folder)
+    with tempfile.TemporaryDirectory(prefix="coupler-", dir=shared_memory()) as slots:
+        server = Server(
+            link,
+            core_settings(spec),
+            task_maker(spec),
+            folder,
+            slot_folder=Path(slots),
+            buffer_bytes=BUFFER_BYTES,
+            max_message_bytes=spec.link.max_message_bytes,
+            digest=spec.link.digest,
+            log=log.info,
+        )
+        try:
+            server.serve(stop)
+        finally:
+            server.close()
+
+
+def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> None:
+    """The trainer process of one task."""
+    link = connect.connect(spec, folder, f"trainer-{task}")
+    trainer = Trainer(task_maker(spec), task, spec.run.name, link, folder, clock=time.process_time)
+    try:
+        trainer.run(stop)
+    finally:
+        trainer.close()
+
+
+def main() -> int:
+    """Runs one process of the server side until the run is over."""
+    parser = argparse.ArgumentParser(prog="python -m ml_servers", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--task", help="train this task instead of serving")
+    told = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    stop = _Stop()
+    spec = connect.read_case(told.folder)
+    sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
+    if told.task is None:
+        serve(spec, told.folder, stop)
+    else:
+        train(spec, told.folder, told.task, stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What the run file means for the server side: settings of the core, and how a task is made."""
+
+from __future__ import annotations
+
+from coupler import registry
+from coupler.contracts import Task
+from coupler.switch import Switch
+from ml_servers.core import CoreSettings, MakeTask
+from schemas.fields import FieldSpec
+from schemas.run import RunSpec
+
+BUFFER_BYTES = 512 << 20
+"""Largest size of the file through which states reach the trainers."""
+
+
+def core_settings(spec: RunSpec) -> CoreSettings:
+    """Settings of the core."""
+    own = spec.switch
+    switch = Switch(
+        tolerance=own.tolerance or float("inf"),
+        confirm=own.confirm,
+        min_horizon=own.min_horizon,
+        first_spacing=own.first_spacing,
+        audit_steps=own.audit_steps,
+        max_residual=own.max_residual,
+        blend_steps=own.blend_steps,
+        cooldown=own.cooldown,
+        max_cooldown=own.max_cooldown,
+    )
+    return CoreSettings(
+        run=spec.run.name,
+        tasks=tuple(task.name for task in spec.tasks),
+        switch=switch,
+        act=spec.run.mode == "act",
+        advise=spec.run.mode in ("advise", "act"),
+        coverage=own.coverage,
+        max_horizon=own.max_horizon,
+        credit=spec.link.credit,
+        overhead=own.overhead,
+    )
+
+
+def task_maker(spec: RunSpec) -> MakeTask:
+    """Makes tasks of this case by name. Serving and learning instances are made alike."""
+
+    def make(name: str, fields: tuple[FieldSpec, ...]) -> Task:
+        section = next(task for task in spec.tasks if task.name == name)
+        task: Task = registry.construct(
+            registry.find("tasks", section.use), section.settings, fields=fields, seed=spec.run.seed
+        )
+        return task
+
+    return make

@@ -1,0 +1,115 @@
+"""`python -m sim_clients RUN_FOLDER [--reference]`: one rank of the simulation of a run (start it under mpiexec)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from coupler import connect, registry
+from coupler.contracts import Advice, Simulation
+from coupler.errors import CouplerError
+from coupler.ranks import MpiRanks, Ranks
+from schemas.messages import Action
+from schemas.run import RunSpec
+from sim_clients.driver import drive
+from sim_clients.reference import run_reference
+from sim_clients.views import ViewStore
+
+log = logging.getLogger("sim_clients")
+RESULT = "simulation.json"
+
+
+class Ended(CouplerError):
+    """Somebody asked this process to end (SIGTERM)."""
+
+
+def _on_sigterm(*_: object) -> None:
+    raise Ended("The run was asked to end.")
+
+
+def make(spec: RunSpec, ranks: Ranks) -> Simulation:
+    """Constructs the case's simulation on this rank."""
+    cls = registry.find("simulations", spec.simulation.use)
+    simulation: Simulation = registry.construct(cls, spec.simulation.settings, ranks=ranks, seed=spec.run.seed)
+    return simulation
+
+
+def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any]:
+    """Runs the coupled simulation of a case on this rank.
+
+    Args:
+        spec: The case.
+        folder: Its run folder.
+        ranks: Ranks of the simulation.
+        **link: `link=` a connected Link for one-process rungs.
+
+    Returns:
+        Facts for the summary: steps, start-up and loop wall time in seconds.
+    """
+    began = time.perf_counter()
+    simulation = make(spec, ranks)
+    ready = time.perf_counter()
+    store = ViewStore(folder, ranks.rank)
+    spacing = max(1, spec.run.steps // max(spec.output.views, 1))
+    next_view = spacing
+
+    def on_step(simulation: Simulation, advice: Advice) -> None:
+        nonlocal next_view
+        if advice.action is Action.LEARNED:
+            store.write(simulation, advice.version)
+        elif advice.action is Action.REWIND:
+            store.rewound(advice.rewind_to)
+            next_view = (advice.rewind_to // spacing + 1) * spacing
+        elif spec.output.views and (step := simulation.snapshot().step) >= next_view:
+            next_view = (step // spacing + 1) * spacing
+            store.write(simulation, 0)
+
+    fields, invariants = tuple(simulation.fields()), simulation.invariants()
+    with connect.open_coupling(folder, fields, ranks=ranks, invariants=invariants, **link) as coupling:
+        drive(simulation, coupling, spec.run.steps, every=spec.output.every, on_step=on_step)
+    done = time.perf_counter()
+    torch_loaded = "torch" in sys.modules
+    return {
+        "status": "finished",
+        "step": simulation.snapshot().step,
+        "startup_s": ready - began,
+        "loop_s": done - ready,
+        "torch_loaded": torch_loaded,
+    }
+
+
+def main() -> int:
+    """Runs one rank; a failure on one rank ends the job with its cause in the log."""
+    parser = argparse.ArgumentParser(prog="python -m sim_clients", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--reference", action="store_true", help="run the same case all-direct and compare")
+    told = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    spec = connect.read_case(told.folder)
+    sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
+    ranks = MpiRanks() if spec.run.rung == "mpi" else Ranks()
+    target = told.folder / "reference" / RESULT if told.reference else told.folder / RESULT
+    try:
+        facts = (run_reference if told.reference else run)(spec, told.folder, ranks)
+    except BaseException as error:
+        log.exception("Rank %d failed.", ranks.rank)
+        cause = {"status": "failed", "rank": ranks.rank, "cause": f"{type(error).__name__}: {error}"}
+        target.with_suffix(f".rank{ranks.rank}.failed.json").write_text(json.dumps(cause), encoding="utf-8")
+        sys.stdout.flush()
+        if ranks.size > 1:
+            ranks.abort(1)
+        return 1
+    if ranks.rank == 0:
+        target.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
