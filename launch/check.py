@@ -125,11 +125,12 @@ class _Case:
         if not isinstance(use := content.get("use"), str):
             return
         try:
-            self.classes[path] = registry.find(group, use)
-            self.settings[path] = registry.settings_type(self.classes[path])
+            cls = registry.find(group, use)
+            self.settings[path] = registry.settings_type(cls)
         except PluginError as problem:
             self._add((*path, "use"), str(problem))
             return
+        self.classes[path] = cls
         rest = {key: value for key, value in content.items() if key not in keys}
         header = f'{header} with use = "{use}"'
         self.mistakes += misfits(rest, self.settings[path], path, header=header, also=keys, notes=_GIVEN)

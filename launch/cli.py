@@ -18,6 +18,7 @@ app = App(
     name="coupler",
     help="Couple a running simulation to a server that learns from it and takes over steps, with a stated error.",
     version=lambda: metadata.version("coupler"),
+    suppress_keyboard_interrupt=False,
 )
 
 Settings = Annotated[list[str], Parameter(name="--set", negative="")]
@@ -129,9 +130,9 @@ def fresh_folder(runs: Path, name: str) -> Path:
             return folder
 
 
-def say(text: str) -> None:
-    """Prints to stdout as it is, without markup or wrapping."""
-    Console(soft_wrap=True).out(text, highlight=False)
+def say(text: str, *, error: bool = False) -> None:
+    """Writes a line as it is; rich would wrap it and read markup in it."""
+    (sys.stderr if error else sys.stdout).write(text + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,20 +144,19 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 good, 1 a failed run, 2 a wrong case or wrong usage, 130 Ctrl-C.
     """
-    errors = Console(stderr=True, soft_wrap=True)
     try:
-        code = app(arguments, exit_on_error=False, result_action="return_value", error_console=errors)
+        code = app(arguments, exit_on_error=False, result_action="return_value", error_console=Console(stderr=True))
     except CycloptsError:
         return MISUSED
     except CaseError as problem:
         for mistake in problem.mistakes:
-            errors.out(mistake, highlight=False)
+            say(mistake, error=True)
         return MISUSED
     except CouplerError as problem:
-        errors.out(f"coupler: {problem}", highlight=False)
+        say(f"coupler: {problem}", error=True)
         return FAILED
     except KeyboardInterrupt:
-        errors.out("coupler: stopped by Ctrl-C", highlight=False)
+        say("coupler: stopped by Ctrl-C", error=True)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 

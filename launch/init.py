@@ -21,7 +21,7 @@ use = "my_solver:String"    # a class in my_solver.py, beside this file; its key
 points = 200
 wave_speed = 1.0
 dt = 0.05               # simulated time of a coupling step
-substeps = 2000         # solver steps in it
+substeps = 2000         # solver steps in it; many, so that there is something to save
 
 [[task]]
 use = "propagator"      # learns the dynamics from the states it sees and forecasts states
@@ -66,7 +66,7 @@ class String:
     ) -> None:
         x, self.dx = np.linspace(0.0, 1.0, points, retstep=True)
         if wave_speed * dt / substeps > self.dx:
-            raise ValueError(f"substeps is {substeps}; the wave passes a cell in less, use {wave_speed * dt / self.dx:.0f}")
+            raise ValueError(f"substeps is {substeps}; a wave may not pass a cell in one, use more")
         self.c, self.dt, self.substeps, self.step, self.time = wave_speed, dt, substeps, 0, 0.0
         self.u = np.sin(np.pi * x) + 0.5 * np.sin(2 * np.pi * x) + 0.2 * np.sin(3 * np.pi * x)
         self.v = np.zeros(points)

@@ -118,9 +118,8 @@ def show(folder: Path, console: Console) -> None:
     """
     found = entries(folder)
     if not console.is_terminal:
-        for entry in found:
-            console.out("\t".join([entry.name, str(entry.size), entry.holds, entry.what]), highlight=False)
-        console.out(status(folder), highlight=False)
+        rows = ["\t".join([entry.name, str(entry.size), entry.holds, entry.what]) for entry in found]
+        console.file.write("\n".join([*rows, status(folder), ""]))  # rich would turn tabs into spaces
         return
     table = Table(box=None, header_style="bold")
     for heading, side in (("file", "left"), ("size", "right"), ("holds", "right"), ("what it is", "left")):

@@ -55,7 +55,7 @@ class _Scan:
                 self.at += 2 if array else 1
                 header = self._header(self._key(), array)
                 self.at += 2 if array else 1
-                self._note(header, start)
+                self._note_all(header, 1, start)
             else:
                 self._pair(header)
         return self.lines
@@ -68,15 +68,13 @@ class _Scan:
                 path = (*path, self.elements[path])
         if array:
             self.elements[path] = self.elements.get(path, -1) + 1
-            self._note(path, self.at)
             path = (*path, self.elements[path])
         return path
 
     def _pair(self, inside: Path) -> None:
         start = self.at
         path = (*inside, *self._key())
-        for end in range(len(inside) + 1, len(path) + 1):
-            self._note(path[:end], start)
+        self._note_all(path, len(inside) + 1, start)
         self._skip()
         self.at += 1  # the equals sign
         self._skip()
@@ -123,6 +121,10 @@ class _Scan:
         match = _SPACE.match(self.text, self.at)
         self.at = match.end() if match else self.at
         return self.at < len(self.text)
+
+    def _note_all(self, path: Path, shortest: int, at: int) -> None:
+        for end in range(shortest, len(path) + 1):
+            self._note(path[:end], at)
 
     def _note(self, path: Path, at: int) -> None:
         self.lines.setdefault(path, self.text.count("\n", 0, at) + 1)

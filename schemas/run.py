@@ -20,7 +20,7 @@ from schemas.fields import FieldSpec
 
 Mode = Literal["off", "shadow", "advise", "act"]
 Rung = Literal["inline", "threads", "local", "mpi"]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
 Count = Annotated[int, Meta(gt=0)]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
