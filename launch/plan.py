@@ -61,7 +61,7 @@ def plan(spec: RunSpec, run_folder: Path, python: str, mpiexec: str) -> tuple[Pr
     server = _process(spec, run_folder, "server", "server", (python, "-m", "ml_servers", folder))
     trainers = []
     for task in spec.tasks:
-        argv = (python, "-m", "ml_servers.trainer", folder, "--task", task.name)
+        argv = (python, "-m", "ml_servers", folder, "--task", task.name)
         trainers.append(_process(spec, run_folder, "trainer", f"trainer-{task.name}", argv, nice=TRAINER_NICE))
     return (server, *trainers, simulation)
 

@@ -110,6 +110,10 @@ class Arbiter:
         self._live = None
         self._residual, self._in_range = 0.0, True
 
+    def calibrated(self, backtests: Sequence[Backtest]) -> None:
+        """New back-tests of the serving model."""
+        self.calibration = self.calibration.learned(backtests)
+
     def restarted(self) -> None:
         """The host said HELLO again or rewound: nothing that it was told before is in force."""
         self._live, self._standing = None, None

@@ -56,6 +56,14 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         plan = self.overhead * self.steps * self.direct_step_s
         return plan * (0.5 + 0.5 * min(step / self.steps, 1.0)) + 0.5 * self.saved_s
 
+    def trained(self, cpu_s: float) -> Budget:
+        """After a trainer used some CPU time."""
+        return msgspec.structs.replace(self, spent_s=self.spent_s + cpu_s)
+
+    def share(self, step: int) -> float:
+        """Share of a core that a trainer may use while ranks integrate: all of it within the budget."""
+        return 1.0 if self.direct_step_s <= 0.0 or self.spent_s <= self.allowed_s(step) else 0.5 * self.overhead
+
     def lease(self, step: int) -> tuple[int, Budget]:
         """Steps until the next state should be streamed (1: the next one), and the budget after it."""
         excess = self.spent_s - self.allowed_s(step)

@@ -116,6 +116,7 @@ class ServerCore:
         self._rewinding: dict[int, int] = {}  # by rank: step that it was told to rewind to and has not reached yet
         self._invariants: dict[str, str] = {}
         self._decision = 0
+        self._outstanding = -1  # step of a learned state that was sent and not heard of yet
         self._step = 0
         self._dt_task = ""
 
@@ -158,6 +159,25 @@ class ServerCore:
         if self.arbiter is not None and self.tasks.get(task) is self.arbiter.task:
             self.arbiter.trained(version, backtests)
 
+    def calibrated(self, task: str, backtests: Sequence[Backtest]) -> None:
+        """New back-tests of the model that serves; none when what it was tested on is no longer true."""
+        if self.arbiter is not None and self.tasks.get(task) is self.arbiter.task:
+            self.arbiter.calibrated(backtests)
+
+    def charge(self, cpu_s: float) -> None:
+        """A trainer used CPU time; while ranks wait for learned states it costs them nothing."""
+        if not self._learning_is_free:
+            self.budget = self.budget.trained(cpu_s)
+
+    @property
+    def trainer_share(self) -> float:
+        """Share of a core that each trainer may use now."""
+        return 1.0 if self._learning_is_free else self.budget.share(self._step)
+
+    @property
+    def _learning_is_free(self) -> bool:
+        return self.arbiter is not None and self.settings.act and self.arbiter.state.phase == "learned"
+
     def failed(self, task: str, reason: str) -> None:
         """A task's plug-in raised: it is not asked any more."""
         self.failures.setdefault(task, reason)
@@ -195,6 +215,7 @@ class ServerCore:
         if isinstance(answer, Welcome):
             self.finished.pop(hello.rank, None)
             self._rounds.clear()
+            self._outstanding = -1
             if self._assembly is None:
                 self._start(hello)
             elif self.arbiter is not None:
@@ -207,7 +228,11 @@ class ServerCore:
         self._invariants = hello.invariants
         extra = (FieldSpec(f"invariant.{n}", "<f8", (), "1", "scalar", "observable") for n in hello.invariants)
         self.fields = (*hello.fields, *extra)
-        self.tasks = {name: self._make_task(name, self.fields) for name in self.settings.tasks}
+        for name in self.settings.tasks:
+            try:
+                self.tasks[name] = self._make_task(name, self.fields)
+            except Exception as error:  # a plug-in may raise anything; the run goes on without it and says so
+                self.failed(name, f"{type(error).__name__}: {error}")
         self.budget = msgspec.structs.replace(self.budget, steps=max(hello.last_step - hello.step, 1))
         self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields))
         for name, task in self.tasks.items():
@@ -264,12 +289,25 @@ class ServerCore:
         if snapshot is not None:
             self.budget = self.budget.asked(ask.direct_step_s, cost, cpu_s)
             state, pure = self._whole(snapshot, asks), asks[0].direct
+            if self._is_outstanding(step, asks):
+                acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
+                return [*acks, Sampled(state, pure)]
             verdict = self._verdict(lambda a: a.direct(state, self._around(asks), pure))
             return [*self._answer(asks, verdict, self._dt(state)), Sampled(state, pure)]
         if any(not a.known for a in asks.values()):
             return []
+        self._outstanding = -1
         verdict = self._verdict(lambda a: a.standing(ask.known, blocks, self._around(asks)))
         return self._answer(asks, verdict, 0.0)
+
+    def _is_outstanding(self, step: int, asks: Mapping[int, Ask]) -> bool:
+        """Whether a learned state is on its way that the host, one or more steps further, can still adopt.
+
+        A newer decision would only make it forget that one.
+        """
+        if step >= self._outstanding or any(ask.refused for ask in asks.values()):
+            self._outstanding = -1
+        return self._outstanding >= 0
 
     def _whole(self, snapshot: Snapshot, parts: Mapping[int, Ask | Push]) -> Snapshot:
         """An assembled state with its invariants."""
@@ -329,6 +367,7 @@ class ServerCore:
         if advice.action is Action.LEARNED and verdict is not None and verdict.forecast and self.arbiter:
             assert self._assembly is not None and verdict.forecast.arrays is not None
             self.budget = self.budget.learned(advice.horizon)
+            self._outstanding = advice.step
             blocks = {n: Block(a, (0,) * a.ndim) for n, a in verdict.forecast.arrays.items()}
             controls_until = stamp.controls_until
             learned = Snapshot(advice.step, advice.time, stamp.dt, blocks, controls_until)

@@ -15,7 +15,7 @@ from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, 
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
-from schemas.messages import VERSION, Advice, Begin, Halt, Message, Ready, Refusal, Sample, Trained
+from schemas.messages import VERSION, Advice, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
 
 SUMMARY = "server.json"
 SLOTS = "slots"
@@ -66,7 +66,8 @@ class Server:
         self._link, self._folder, self._log = link, folder, log
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
         self._max_message_bytes, self._digest = max_message_bytes, digest
-        self._cpu_clock, self._cpu = cpu_clock, cpu_clock()
+        self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
+        self._share = 1.0
         self._trainers: dict[str, bytes] = {}
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -95,6 +96,7 @@ class Server:
             spent, self._cpu = now - self._cpu, now
             for instruction in self.core.handle(peer, message, blocks, spent):
                 self._carry_out(instruction)
+        self._pace()
         return True
 
     def close(self) -> None:
@@ -141,6 +143,14 @@ class Server:
                 self.slots.release(slot)
                 self.untrained += 1
 
+    def _pace(self) -> None:
+        """Tells the trainers when their share of a core changes."""
+        share = self.core.trainer_share
+        if share != self._share:
+            self._share = share
+            for peer in self._trainers.values():
+                self._send(peer, Pace(share))
+
     def _send(self, peer: bytes, message: Message) -> bool:
         return self._link.send(wire.encode(message), peer)
 
@@ -171,7 +181,9 @@ class Server:
             if self.slots is not None:
                 self.slots.release(slot)
         self.train_cpu_s += done.cpu_s
+        self.core.charge(done.cpu_s)
         self.superseded = max(self.superseded, done.superseded)
+        backtests = [Backtest(*row) for row in done.backtests]
         if done.failure:
             self.core.failed(done.task, done.failure)
             self._trainers.pop(done.task, None)
@@ -182,9 +194,10 @@ class Server:
             except (ValueError, OSError) as error:
                 self._log(f"Model {done.version} of {done.task} could not be taken over: {error}")
                 return
-            backtests = [Backtest(*row) for row in done.backtests]
             self.core.trained(done.task, done.version, done.kind, done.trained_on, backtests)
             self._log(
                 f"Model {done.version} of {done.task} serves: {done.kind}, trained on {done.trained_on} states up to "
                 f"step {done.last_step}."
             )
+        elif done.calibrated:
+            self.core.calibrated(done.task, backtests)

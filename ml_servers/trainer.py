@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from coupler.contracts import Link, Report, Task
+from coupler.contracts import Backtest, Link, Report, Task
 from ml_servers import checkpoint
 from ml_servers.core import MakeTask
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import Block, Snapshot
-from schemas.messages import VERSION, Begin, Halt, Message, Ready, Refusal, Sample, Trained
+from schemas.messages import VERSION, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
 
 CHECKPOINTS = "checkpoint"
 IDLE_S = 0.25
@@ -57,7 +57,11 @@ class Trainer:
         self._released: list[int] = []
         self._report = Report(idle=True)
         self._published = 0
-        self._cpu = clock()
+        self._told_backtests: tuple[Backtest, ...] = ()
+        self._cpu = 0.0  # starting up counts too
+        self._pending = False  # samples that learn() has not been called for
+        self._share = 1.0
+        self._rest_until = 0.0
         self._reported = time.monotonic()
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         self._greeted = self._send(Ready(VERSION, run, name))
@@ -65,25 +69,35 @@ class Trainer:
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Polls until the server says Halt, or should_stop() is true."""
         while not (self.halted or should_stop()):
-            self.poll(IDLE_S if self._report.idle else 0.0)
+            rest = self._rest_until - time.monotonic()
+            self.poll(min(rest, IDLE_S) if rest > 0.0 else IDLE_S if self._report.idle else 0.0)
 
     def poll(self, timeout_s: float) -> None:
         """One piece of work; waits up to timeout_s seconds for a sample when there is none."""
         if not self._greeted:
             self._greeted = self._send(Ready(VERSION, self._run, self.name))
-        fresh = self._take(timeout_s)
-        if self.halted or self.task is None or not (fresh or not self._report.idle):
-            return
-        before = self._report.version
+        promoted = False
         try:
-            self._report = self.task.learn(1)
+            self._pending |= self._take(timeout_s)
+            if self.task is None or self.halted:
+                return
+            if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:
+                promoted = self._learn(self.task)
         except Exception as error:  # a plug-in may raise anything; the server is told and goes on without it
             self._send(Trained(self.name, tuple(self._released), failure=f"{type(error).__name__}: {error}"))
             self.halted = True
             return
-        promoted = self._report.promoted or self._report.version != before
-        if promoted or self._released or time.monotonic() - self._reported > ALIVE_S:
+        news = promoted or self._released or self._report.backtests != self._told_backtests
+        if news or time.monotonic() - self._reported > ALIVE_S:
             self._tell(promoted)
+
+    def _learn(self, task: Task) -> bool:
+        """One step of learning, then rest as the pace asks. True when another model is to serve."""
+        before, began = self._report.version, self._clock()
+        self._pending = False
+        self._report = task.learn(1)
+        self._rest_until = time.monotonic() + (self._clock() - began) * (1.0 / self._share - 1.0)
+        return self._report.promoted or self._report.version != before
 
     def close(self) -> None:
         """Frees the Link."""
@@ -96,6 +110,8 @@ class Trainer:
             message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
             if isinstance(message, Halt | Refusal):
                 self.halted = True
+            elif isinstance(message, Pace):
+                self._share, self._rest_until = message.share, 0.0
             elif isinstance(message, Begin):
                 self.task = self._make_task(self.name, message.fields)
                 self._slots = Slots(Path(message.slots), message.fields, message.count, create=False)
@@ -118,6 +134,7 @@ class Trainer:
             # Two files in turn: the server may still be reading the one before.
             path = f"{CHECKPOINTS}/{self.name}-{self._published % 2}.safetensors"
             checkpoint.write(self._folder / path, self.task.state())
+        calibrated = promoted or report.backtests != self._told_backtests
         cpu, self._cpu = self._cpu, self._clock()
         self._reported = time.monotonic()
         message = Trained(
@@ -129,11 +146,13 @@ class Trainer:
             trained_on=report.trained_on,
             last_step=report.last_step,
             superseded=report.superseded,
-            backtests=tuple((b.horizon, b.estimated, b.observed) for b in report.backtests) if promoted else (),
+            calibrated=calibrated,
+            backtests=tuple((b.horizon, b.estimated, b.observed) for b in report.backtests) if calibrated else (),
             cpu_s=self._cpu - cpu,
         )
         if self._send(message):
             self._released.clear()
+            self._told_backtests = report.backtests
 
     def _send(self, message: Message) -> bool:
         return self._link.send(wire.encode(message))

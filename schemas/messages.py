@@ -2,7 +2,7 @@
 
     client -> server    Hello, Ask, Push, Bye
     server -> client    Welcome, Refusal, Advice, Ack
-    server -> trainer   Begin, Sample, Halt
+    server -> trainer   Begin, Sample, Pace, Halt
     trainer -> server   Ready, Trained
 
 Adding, removing or reordering a field is a new `VERSION`, refused loudly by the handshake.
@@ -292,7 +292,8 @@ class Trained(_Message, frozen=True, tag=11):
         trained_on: Snapshots used.
         last_step: Watermark: highest step trained on.
         superseded: Snapshots dropped from the training set because the run rewound.
-        backtests: (horizon, estimated, observed) for each back-test, empty when nothing changed.
+        calibrated: Whether `backtests` holds news: they replace all earlier ones, also when there are none.
+        backtests: (horizon, estimated, observed) for each back-test of the model.
         cpu_s: CPU time used since the last message, seconds.
         failure: Why the task's plug-in cannot go on; empty while it can.
     """
@@ -305,13 +306,24 @@ class Trained(_Message, frozen=True, tag=11):
     trained_on: int = 0
     last_step: int = -1
     superseded: int = 0
+    calibrated: bool = False
     backtests: tuple[tuple[int, float, float], ...] = ()
     cpu_s: float = 0.0
     failure: str = ""
+
+
+class Pace(_Message, frozen=True, tag=14):
+    """The server tells a trainer how much of a core it may use from now on.
+
+    Attributes:
+        share: Share of one core in (0, 1], on average; 1 within the budget and while the ranks are idle.
+    """
+
+    share: float
 
 
 class Halt(_Message, frozen=True, tag=12):
     """The server asks a trainer to end."""
 
 
-Message = Hello | Welcome | Refusal | Ask | Push | Bye | Ack | Advice | Sample | Ready | Trained | Halt | Begin
+Message = Hello | Welcome | Refusal | Ask | Push | Bye | Ack | Advice | Sample | Ready | Trained | Halt | Begin | Pace

@@ -28,8 +28,8 @@ def commands(case: run.RunSpec) -> dict[str, str]:
 def test_mpi_rung_starts_ranks_a_server_and_a_trainer_for_each_task() -> None:
     assert commands(spec()) == {
         "server": "python -m ml_servers /runs/street-0-1",
-        "trainer-flow": "python -m ml_servers.trainer /runs/street-0-1 --task flow",
-        "trainer-dt": "python -m ml_servers.trainer /runs/street-0-1 --task dt",
+        "trainer-flow": "python -m ml_servers /runs/street-0-1 --task flow",
+        "trainer-dt": "python -m ml_servers /runs/street-0-1 --task dt",
         "simulation": "mpiexec -n 2 python -m sim_clients /runs/street-0-1",
     }
 
