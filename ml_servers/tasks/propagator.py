@@ -1,0 +1,234 @@
+"""The Task that learns the dynamics of a simulation's state and predicts it many steps ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from coupler.contracts import Backtest, Forecast, Report
+from ml_servers.buffer import Counts, View
+from ml_servers.tasks.backtest import ErrorTable, Persistence, backtests, gain
+from ml_servers.tasks.memory import BLOCK, Memory
+from ml_servers.tasks.search import Candidate, Window, cloud_of, earlier_origins, finish, read_out, scores_of, search
+from ml_servers.tasks.served import Served
+from ml_servers.tasks.trajectory import Layout
+from ml_servers.tasks.watch import Watch
+from schemas.fields import Array, FieldSpec, Snapshot
+
+Floats = NDArray[np.float64]
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+_WORTH_SERVING = float(np.log(2.0))
+"""A first model must halve the error of the forecast that nothing changes."""
+_ENOUGH_STARTS = 8
+_EVIDENCE = 0.1
+"""No model is replaced on evidence over less than this share of the horizons that it was back-tested for."""
+
+
+class Propagator:
+    """Learned dynamics of all state fields, with the observables of every step and its own error.
+
+    Reduced coordinates (POD for large states) and an affine map of them, chosen among windows, ranks and estimators by
+    back-tests on the newest direct data; then an ensemble of small networks on top, where `models` has "network". A
+    candidate serves only if it beats the serving model on direct data that neither was trained on.
+
+    The winner is fitted once more to all data, the hold-out included, before it serves. The back-tests that are
+    reported at that moment are those of the same model before this refit, on data it had not seen: an upper estimate.
+    They are replaced, horizon by horizon, as direct data arrive that the served model itself has not seen.
+
+    When its one-step error rises for good (Page-Hinkley), the dynamics have changed: the window starts again, reported
+    back-tests become empty, and the old model serves until a candidate of the new regime beats it. A control that
+    leaves the trained range makes forecasts `in_range = False`; if candidates trained there are as good as the serving
+    model on direct data, they replace it and widen the range.
+    """
+
+    owns: ClassVar[frozenset[str]] = frozenset({"arrays"})
+
+    def __init__(  # noqa: PLR0913  every setting is a keyword of the case file
+        self,
+        *,
+        fields: Sequence[FieldSpec],
+        seed: int,
+        models: tuple[Literal["affine", "network"], ...] = ("affine", "network"),
+        rank: Positive = 24,
+        window: Positive = 256,
+        window_bytes: Positive = 1 << 29,
+        min_snapshots: Positive = 48,
+        refit_every: Positive = 32,
+        holdout: Share = 0.33,
+        margin: Share = 0.2,
+        serve_below: Share = 0.1,
+        small_state: Positive = 64,
+    ) -> None:
+        """Settings.
+
+        Args:
+            fields: The declared fields.
+            seed: Seed of the reservoir, the networks and their batches.
+            models: What may serve; "affine" is always tried.
+            rank: Modes at most.
+            window: Large states in the training window at most; 16 times as many small ones.
+            window_bytes: Memory of the training window at most.
+            min_snapshots: Snapshots before the first attempt.
+            refit_every: New snapshots between attempts.
+            holdout: Share of the window that is held out to judge candidates.
+            margin: Share by which a candidate's errors must be smaller than the serving model's.
+            serve_below: Relative error above which a model is not worth serving, even for a single step.
+            small_state: States of at most this many values need no reduction.
+
+        Raises:
+            ValueError: When no state field is declared or the window would be too small.
+        """
+        self._layout = Layout(fields)
+        self._models, self._rank, self._seed = models, rank, seed
+        self._min_snapshots, self._refit_every = min_snapshots, refit_every
+        self._holdout, self._margin, self._serve_below = holdout, margin, serve_below
+        self._memory_settings = (window, window_bytes, small_state, seed)
+        self._memory: Memory | None = None
+        self._served: Served | None = None
+        self._watch: Watch | None = None
+        self._trained_arrival = -1
+        self._new = 0
+        self._judged = 0
+        self._backtests: dict[int, tuple[Backtest, ...]] = {}
+        self._loss = float("nan")
+
+    @property
+    def counts(self) -> Counts:
+        """The fate of every snapshot observed."""
+        return Counts() if self._memory is None else self._memory.counts
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """See `Task.observe`."""
+        if self._memory is None:
+            self._memory = Memory(self._layout, *self._memory_settings)
+        if self._watch is not None and snapshot.step <= self._memory.last_step:
+            self._watch.drop(snapshot.step)
+        self._memory.take(snapshot)
+
+    def forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
+        """See `Task.forecast`. The version is 0 and the error infinite while nothing serves."""
+        if self._served is None:
+            return Forecast(horizon, np.inf, 0)
+        return self._served.forecast(self._layout, snapshot, horizon)
+
+    def learn(self, steps: int) -> Report:
+        """See `Task.learn`. One step takes in a block of snapshots, searches for a better model or trains networks."""
+        promoted, busy = False, self._memory is not None
+        for _ in range(steps):
+            if self._memory is None or not busy:
+                break
+            before = self._version
+            busy = self._learn(self._memory)
+            promoted |= self._version != before
+        records = tuple(b for h in sorted(self._backtests) for b in self._backtests[h])
+        trained_on, last_step, kind = (
+            (self._served.trained_on, self._served.last_step, self._served.kind) if self._served else (0, -1, "none")
+        )
+        superseded = self.counts.superseded
+        return Report(
+            self._version, trained_on, last_step, kind, promoted, records, self._loss, superseded, idle=not busy
+        )
+
+    def state(self) -> dict[str, Array]:
+        """See `Task.state`."""
+        return {"numbers": np.zeros(3, np.int64)} if self._served is None else self._served.state()
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """See `Task.restore`."""
+        try:
+            served = Served.of(state) if int(np.asarray(state["numbers"])[0]) else None
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"this is no state of a propagator: {error!r}; give one that its state() made") from error
+        if served is not None and served.reduction.sizes != self._layout.sizes:
+            raise ValueError(
+                f"the state is of a propagator of fields with {served.reduction.sizes} values, this one has "
+                f"{self._layout.sizes}; give it the fields it was trained with"
+            )
+        self._serve(served, -1)
+        self._backtests = {}
+
+    def _serve(self, served: Served | None, trained_arrival: int) -> None:
+        self._served = served
+        self._watch = None if served is None else Watch(served)
+        self._trained_arrival = trained_arrival
+        self._judged = 0
+
+    @property
+    def _version(self) -> int:
+        return self._served.version if self._served else 0
+
+    def _learn(self, memory: Memory) -> bool:
+        """One bounded piece of work. False when there was nothing to do."""
+        fresh = memory.fresh()
+        self._new += len(fresh)
+        if self._watch is not None and len(fresh):
+            self._check(memory, self._watch, fresh)
+        due = self._new >= self._refit_every and memory.counts.held >= self._min_snapshots
+        if memory.waiting >= BLOCK or (due and memory.waiting):
+            memory.ingest()
+        elif due:
+            self._new = 0
+            self._attempt(memory.window(self._holdout))
+        return due or len(fresh) > 0
+
+    def _check(self, memory: Memory, watch: Watch, fresh: View) -> None:
+        """Holds new direct states against the serving model: has the regime changed, what are its errors?"""
+        latents, outside = watch.served.reduction.encode_rows(memory.rows, fresh.rows, memory.origin)
+        if watch.add(fresh, latents, outside, memory.controls(fresh.rows)):
+            memory.clear()
+            self._watch, self._backtests, self._new = None, {}, 0
+        elif len(watch) >= self._judged + self._refit_every:
+            self._judged = len(watch)
+            fresh_records = backtests(watch.errors(), watch.served.table)
+            known = {h for h, records in self._backtests.items() if len(records) >= _ENOUGH_STARTS}
+            self._backtests |= {h: r for h, r in fresh_records.items() if len(r) >= _ENOUGH_STARTS or h not in known}
+
+    def _attempt(self, window: Window) -> None:
+        found = search(window, self._rank, self._min_snapshots // 2)
+        if found is not None and self._beats_serving(window, found):
+            self._promote(window, found)
+
+    def _beats_serving(self, window: Window, found: Candidate) -> bool:
+        scales = found.coordinates.scales
+        if np.sqrt(np.mean(found.errors[min(found.errors)].observed ** 2)) > self._serve_below:
+            return False
+        if self._served is None:
+            nothing = scores_of(Persistence(), found.course, window.held_out(), scales)[1]
+            return gain(found.scores, nothing) > _WORTH_SERVING
+        served, needed = self._served, -float(np.log(1 - self._margin))
+        neither_saw = window.held_out(after=self._trained_arrival)
+        if sum(stop - start for start, stop in neither_saw) < self._refit_every // 2:
+            return False
+        rival = scores_of(served.dynamics, window.course(served.reduction), neither_saw, served.reduction.scales)[1]
+        candidate = scores_of(found.model, found.course, neither_saw, scales)[1]
+        if not rival or max(rival) < _EVIDENCE * served.table.horizons[-1]:
+            return False
+        if not all(served.covers(window.controls[i]) for start, stop in neither_saw for i in range(start, stop)):
+            needed = -needed  # as good as before, and trained where the controls are now
+        return gain(candidate, rival) > needed
+
+    def _promote(self, window: Window, found: Candidate) -> None:
+        fitted = finish(window, found)
+        errors = earlier_origins(window, found, self._min_snapshots // 2)
+        table = ErrorTable.of(errors)
+        used = slice(fitted.start, len(window))
+        served = Served(
+            version=1 + (self._served.version if self._served else 0),
+            trained_on=used.stop - used.start,
+            last_step=int(window.steps[used].max()),
+            reduction=fitted.reduction,
+            dynamics=fitted.model,
+            readout=read_out(window, fitted.course, fitted.start),
+            table=table,
+            cloud=cloud_of(fitted.course, used, found.course.outside[window.split :]),
+            lowest=window.controls[used].min(axis=0),
+            highest=window.controls[used].max(axis=0),
+        )
+        self._serve(served, int(window.arrivals[-1]))
+        self._backtests = backtests(errors, table)

@@ -1,0 +1,72 @@
+"""The serving model watched: every new direct state is a check of it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coupler.change import PageHinkley
+from ml_servers.buffer import View
+from ml_servers.tasks.backtest import Errors, horizon_errors
+from ml_servers.tasks.served import Served
+from ml_servers.tasks.trajectory import Course, runs_of
+
+Floats = NDArray[np.float64]
+
+_REMEMBERED = 16384
+_FLOOR = 0.005
+"""One-step errors below this share of the fluctuation are never a change of dynamics."""
+_FAMILIAR = 20
+
+
+class Watch:
+    """Latent coordinates of direct states that came after the serving model was trained.
+
+    They are small, so many thousands are kept, and back-tests reach much further than the window of full states.
+    """
+
+    def __init__(self, served: Served) -> None:
+        """Args: served: The model to watch."""
+        self.served = served
+        self._record: deque[tuple[int, int, Floats, float, Floats]] = deque(maxlen=_REMEMBERED)
+        self._ordinary = max(served.table.at(1), _FLOOR)
+        # The test starts as if it had seen ordinary errors: a model that is wrong from its first step on is found too.
+        self._test = PageHinkley(count=_FAMILIAR)
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+    def add(self, view: View, latents: Floats, outside: Floats, controls: Floats) -> bool:
+        """Takes in new direct states. True when the one-step error has risen for good: the dynamics have changed.
+
+        Args:
+            view: Their steps and segments.
+            latents: Their coordinates, shape (n, r).
+            outside: Squared norms outside the latent space, shape (n,).
+            controls: Shape (n, m).
+        """
+        changed = False
+        for i, (step, segment) in enumerate(zip(view.steps.tolist(), view.segments.tolist(), strict=True)):
+            if self._record and self._record[-1][:2] == (step - 1, segment):
+                previous = self._record[-1]
+                (predicted, _) = next(iter(self.served.dynamics.course(previous[2][None], previous[4][None], 1)))
+                error = float(np.sqrt(((predicted[0] - latents[i]) ** 2).sum() + outside[i]))
+                # In octaves above the ordinary: a tenfold error for three steps alarms, a doubled one never does.
+                changed |= self._test.update(float(np.log2(max(error, _FLOOR) / self._ordinary)))
+            self._record.append((step, segment, latents[i], float(outside[i]), controls[i]))
+        return changed
+
+    def drop(self, step: int) -> None:
+        """Forgets states from a step on: their branch was left."""
+        self._record = deque((r for r in self._record if r[0] < step), maxlen=_REMEMBERED)
+
+    def errors(self) -> dict[int, Errors]:
+        """Back-tests over all of it."""
+        if not self._record:
+            return {}
+        steps, segments, latents, outside, controls = zip(*self._record, strict=True)
+        runs = runs_of(np.array(steps), np.array(segments))
+        course = Course(np.stack(latents), np.array(outside), np.stack(controls), runs)
+        return horizon_errors(self.served.dynamics, course, runs, starts=256)
