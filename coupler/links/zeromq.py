@@ -9,16 +9,16 @@ What libzmq does not promise is promised here or denied here:
   waiting for libzmq to let go takes longer than the copy, and a staging buffer copies as well. Received frames are
   not copied.
 - Memory is bounded by bytes: a message has at most `max_message_bytes`, and a queue `queue_messages` of them.
-- A restarted peer takes over its identity. Messages that its earlier connection left unread are dropped and counted,
-  because they no longer carry a name.
+- A restarted peer takes over its identity. Messages of its earlier connection that are unread by then are dropped:
+  those of a live connection by libzmq, those of a dead one here (and counted), because they have lost their name.
 - Each link has a libzmq context of its own (one I/O thread), so `close` leaves no socket, thread or file behind, and a
   listener's allow-list answers for this listener alone. A link does not survive `fork`; start processes with spawn.
 
 A peer that reads nothing while its queue is full is, to libzmq's heartbeats, the same as a dead one, since it stops
 answering pings: on tcp it is disconnected after `2 * heartbeat_s`, loses what was under way and is connected again.
-So the layer above keeps fewer than `queue_messages` messages unanswered (credit); then pings are answered however busy
-the peer's Python thread is. ipc has no heartbeats: the kernel reports a dead peer there, and a stopped one is
-a matter of deadlines.
+So the layer above keeps fewer than half of `queue_messages` messages unanswered (credit); then pings are answered
+however busy the peer's Python thread is. ipc has no heartbeats: the kernel reports a dead peer there, and a stopped
+one is a matter of deadlines.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ class LinkLimits:
 
     @property
     def queue_messages(self) -> int:
-        """Messages that each queue may hold; at most 1000, as libzmq has it."""
+        """Messages that each queue may hold, at most 1000.
+
+        libzmq reports reads in batches of half a queue. So a queue that has been read empty may count as half full:
+        what must never be refused, such as a credit window, should fit into half of it.
+        """
         return min(1000, self.queue_bytes // self.max_message_bytes)
 
 
@@ -104,18 +108,16 @@ class ZmqLink:
     def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:
         """See `Link.receive`. Waits in poll(), to the next whole millisecond. The frames are read-only."""
         self._check()
-        if self._allow_list is not None:
-            self._allow_list.answer()
-        message = self._take()
-        if message is not None or timeout_s <= 0:
-            return message
+        left = timeout_s
         deadline = time.monotonic() + timeout_s
-        while message is None and (left := deadline - time.monotonic()) > 0:
-            self._poller.poll(math.ceil(left * 1000))
+        while True:
+            if left > 0:  # polling first is 5 us cheaper than trying in vain first, and costs 2 us if one is there
+                self._poller.poll(math.ceil(left * 1000))
             if self._allow_list is not None:
                 self._allow_list.answer()
             message = self._take()
-        return message
+            if message is not None or timeout_s <= 0 or (left := deadline - time.monotonic()) <= 0:
+                return message
 
     def close(self, linger_s: float = 0.0) -> None:
         """See `Link.close`. Waits up to linger_s seconds for messages that `send` took to leave this process."""

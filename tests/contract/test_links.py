@@ -190,6 +190,32 @@ def test_a_peer_that_sends_too_much_is_cut_off_and_others_are_not(tmp_path: Path
         assert message[0] == b"b" and message[1][0] == b"sorry"
 
 
+@pytest.mark.parametrize("old_is_gone", [True, False])
+def test_nothing_of_an_earlier_life_comes_after_the_new_one(old_is_gone: bool, tmp_path: Path) -> None:
+    listener, link = zeromq_pair(tmp_path)
+    bounds = LinkLimits(max_message_bytes=1000, queue_bytes=64_000)
+    with closing(listener):
+        meet(listener, link, [b"hello"])
+        for life in range(1, 20):
+            for number in range(9):
+                assert link.send([b"old %d" % number])
+            if old_is_gone:
+                link.close(linger_s=10)
+            successor = connect(listener.address, identity=b"a", limits=bounds)
+            while not successor.send([b"life %d" % life]):
+                successor.receive(0.001)
+            heads = []
+            while not heads or heads[-1] != b"life %d" % life:
+                message = listener.receive(10)
+                assert message is not None and message[0] == b"a"
+                heads.append(bytes(message[1][0]))
+            link.close()
+            link = successor
+            assert listener.receive(0.01) is None
+        link.close()
+        assert (listener.refused > 0) == old_is_gone  # libzmq itself drops what a live connection left unread
+
+
 def test_close_can_wait_for_what_was_sent(tmp_path: Path) -> None:
     bounds = LinkLimits(max_message_bytes=2**20, queue_bytes=2**25)
     with closing(listen(f"ipc://{tmp_path}/run/s", limits=bounds)) as listener:
