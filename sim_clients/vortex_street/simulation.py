@@ -15,7 +15,7 @@ from coupler.contracts import Invariant
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.ranks import Ranks
 from schemas.fields import Block, FieldSpec, Snapshot, misfit
-from sim_clients.vortex_street import geometry, kernels, lattice
+from sim_clients.vortex_street import geometry, initial, kernels, lattice
 from sim_clients.vortex_street.halo import Halo
 from sim_clients.vortex_street.settings import Flow
 
@@ -69,7 +69,7 @@ class VortexStreet:
         announce: bool = True,
         precision: Literal["double", "single"] = "double",
         sponge_length: Annotated[int, msgspec.Meta(ge=0)] = 48,
-        perturbation: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.1,
+        perturbation: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5,
     ) -> None:
         """Checks the settings and starts from uniform flow. Collective.
 
@@ -282,12 +282,8 @@ class VortexStreet:
             self._old[x, :, self._walls.solids[starts[x] : starts[x + 1]]] = 0.0
 
     def _start(self, seed: int, perturbation: float) -> NDArray[np.float64]:
-        """Populations of uniform inflow with a weak transverse wave along the wake, shape (columns, 9, ny)."""
-        flow, random = self.flow, np.random.default_rng(seed)
-        phase, size = random.uniform(0, 2 * math.pi), flow.inflow_speed * perturbation * random.uniform(0.5, 1.0)
-        x = (np.arange(flow.nx) + 0.5 - flow.center[0]) / flow.diameter
-        y = (np.arange(flow.ny) + 0.5 - flow.center[1]) / flow.diameter
-        along = size * np.sin(0.5 * math.pi * x + phase)
-        across = np.exp(-y * y)
-        u_y = along[self.offset : self.offset + self.columns, None] * across
-        return lattice.equilibrium(np.full_like(u_y, flow.inflow_speed), u_y)
+        """Populations of the start, shape (columns, 9, ny): see `initial.velocity`."""
+        u_x, u_y = initial.velocity(self.flow, seed, perturbation)
+        mine = slice(self.offset, self.offset + self.columns)
+        excess = 1.5 * (self.flow.inflow_speed**2 - u_x**2 - u_y**2)
+        return lattice.equilibrium(excess[mine], u_x[mine], u_y[mine])
