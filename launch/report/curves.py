@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Patch
 
 from coupler.trace import Record
-from launch.report import palette, statistics
+from launch.report import palette, statistics, words
 from launch.report.history import MAKERS, merged
 from launch.report.palette import COLOURS, INK, MUTED, NAMES, REFERENCE
 from launch.report.regimes import control_changes
 from launch.report.rundir import RunFolder
 
 FEW_EVENTS = 8
+MAX_OBSERVABLES = 6
 
 
 def timeline(figure: Figure, folder: RunFolder) -> None:
@@ -224,7 +225,7 @@ def _by_step(records: Sequence[Record]) -> list[Record]:
 
 def observables(figure: Figure, folder: RunFolder) -> None:
     """Every observable, whole and close up at the first hand-over, on the all-direct reference."""
-    names = list(dict.fromkeys(name for r in folder.observed for name in r["values"]))[:6]
+    names = statistics.names(folder.observed)[:MAX_OBSERVABLES]
     grid = figure.subplots(len(names), 2, squeeze=False, width_ratios=[2.1, 1.0])
     low, high = close_up(folder)
     for (whole, near), name in zip(grid, names, strict=True):
@@ -233,7 +234,7 @@ def observables(figure: Figure, folder: RunFolder) -> None:
             series(axes, folder, name)
             palette.steps_axis(axes, folder.history)
             axes.set_xlabel("")
-        whole.set_title(name)
+        whole.set_title(name + _cut_start(whole, folder, name))
         near.set_xlim(low, high)
         inside = [r["values"][name] for r in folder.observed if low <= r["step"] <= high and name in r["values"]]
         if inside and (spread := max(inside) - min(inside)) > 0:
@@ -245,6 +246,17 @@ def observables(figure: Figure, folder: RunFolder) -> None:
     if folder.reference:
         handles.append(palette.line_handle("all-direct reference", color=REFERENCE, linewidth=3.2))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+
+
+def _cut_start(axes: Axes, folder: RunFolder, name: str) -> str:
+    """Leaves a violent start out of the vertical range, where it would flatten all that follows; says so."""
+    steps, _, values = statistics.series(folder.observed, name)
+    later = values[(steps > 0.05 * folder.history.last_step) & np.isfinite(values)]
+    spread = float(np.ptp(later)) if later.size else 0.0
+    if spread <= 0.0 or float(np.ptp(values[np.isfinite(values)])) < 3.0 * spread:
+        return ""
+    axes.set_ylim(float(later.min()) - 0.3 * spread, float(later.max()) + 0.3 * spread)
+    return ", start cut off"
 
 
 def series(axes: Axes, folder: RunFolder, name: str, width: float = 1.1) -> None:
@@ -268,8 +280,7 @@ def close_up(folder: RunFolder, periods: float = 4.0) -> tuple[float, float]:
 
 def period(folder: RunFolder) -> float:
     """Coupling steps in a period as the summary has them, or a fiftieth of the run."""
-    periods = ((folder.summary.get("error") or {}).get("periods")) or {}
-    known = periods.get("period_steps") or folder.summary.get("period_steps")
+    known = folder.summary.get("period_steps")
     return float(known) if known else max(folder.history.last_step / 50.0, 4.0)
 
 
@@ -293,7 +304,7 @@ def time(figure: Figure, folder: RunFolder) -> None:
         for part, seconds in parts.items():
             axes.barh(y, seconds, 0.62, left, linewidth=0.8 if part == "training" else 0, **looks[part])
             left += seconds
-        axes.annotate(f"{left:,.1f} s", (left, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(words.seconds(left), (left, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0, labelsize=9)

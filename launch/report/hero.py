@@ -50,6 +50,8 @@ def moments(folder: RunFolder) -> list[Moment]:
         picked[late[len(late) // 2]] = "the model again, retrained after the change"
     elif relearning:
         picked[relearning[-1]] = "the solver again, after the change"
+    if len(picked) < MOMENTS and direct and all(abs(direct[0] - s) > history.last_step / 12 for s in picked):
+        picked[direct[0]] = "the start"
     for step in learned[::-1]:
         if len(picked) >= MOMENTS:
             break
@@ -135,7 +137,7 @@ def _badge(axes: Axes, index: int, colour: str, x: float, y: float, transform: o
 def _lift(folder: RunFolder) -> str | None:
     """The observable to draw: the one that swings most about its mean."""
     best, most = None, -1.0
-    for name in dict.fromkeys(n for r in folder.observed for n in r["values"]):
+    for name in statistics.names(folder.observed):
         _, _, values = statistics.series(folder.observed, name)
         later = values[len(values) // 3 :]
         swing = float(np.std(later)) / (abs(float(np.mean(later))) + 1e-12)
@@ -172,7 +174,10 @@ def _window(axes: Axes, folder: RunFolder, name: str, low: float, high: float, t
             low_place: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "bottom", "color": MUTED}
             axes.axvline(rewind.found, color=COLOURS["audit"], linewidth=1.2)
             axes.annotate("audit", (rewind.found, 0.0), (3, 2), xycoords=("data", "axes fraction"), **low_place)
-    axes.margins(y=0.16)
     palette.steps_axis(axes, folder.history)
     axes.set_xlim(low, high)
+    steps, _, values = statistics.series(folder.observed, name)
+    near = values[(steps >= low) & (steps <= high)]
+    if near.size and (spread := float(np.ptp(near))) > 0:
+        axes.set_ylim(near.min() - 0.12 * spread, near.max() + 0.22 * spread)
     axes.set_title(f"{title}: {name}")

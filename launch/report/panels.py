@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from launch.report import fields, palette
 from launch.report.fields import Look
-from launch.report.palette import COLOURS, INK, MUTED, REFERENCE
+from launch.report.palette import COLOURS, INK, REFERENCE
 from launch.report.rundir import RunFolder, Shown
 
 BODY = "#8a939d"
@@ -190,12 +190,10 @@ def _few(figure: Figure, folder: RunFolder, spec: Shown) -> None:
     count = min(len(found[0][1]), 4)
     grid = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for i, axes in enumerate(grid):
+        # No lines: views lie many steps apart, and a line would show a motion that was never there.
         if truth:
-            axes.plot([s for s, _ in truth], [v[i] for _, v in truth], color=REFERENCE, linewidth=3.2)
-        axes.plot([s for s, _ in found], [v[i] for _, v in found], color=MUTED, linewidth=0.8)
-        axes.scatter(
-            [s for s, _ in found], [v[i] for _, v in found], s=12, c=[whose(folder, s)[1] for s, _ in found], zorder=3
-        )
+            axes.scatter([s for s, _ in truth], [v[i] for _, v in truth], s=60, color=REFERENCE, linewidths=0)
+        axes.scatter([s for s, _ in found], [v[i] for _, v in found], s=14, c=[whose(folder, s)[1] for s, _ in found])
         unit = "" if spec.unit == "1" else f", {spec.unit}"
         axes.set_title(f"{spec.name}[{i}]{unit}" if count > 1 else f"{spec.name}{unit}")
         palette.steps_axis(axes, folder.history)
@@ -203,5 +201,6 @@ def _few(figure: Figure, folder: RunFolder, spec: Shown) -> None:
         axes.set_xlabel("")
     handles = palette.maker_handles(folder.history)
     if truth:
-        handles.append(palette.line_handle("all-direct run", color=REFERENCE, linewidth=3.2))
+        dot = {"marker": "o", "markersize": 7.5, "linestyle": "none"}
+        handles.append(palette.line_handle("all-direct run", color=REFERENCE, **dot))
     palette.legend_above(grid[0], handles)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from launch.report import curves, hero, palette, panels
+from launch.report import curves, hero, palette, panels, statistics
 from launch.report.rundir import RunFolder
 
 Draw = Callable[[Figure, RunFolder], None]
@@ -53,9 +53,11 @@ def _plan(folder: RunFolder) -> list[tuple[str, str, Size, Draw]]:
     """Name, reason against (empty for none), size and function of each picture."""
     no_trace = "" if folder.history.kept else "the trace holds no steps"
     no_views = "" if folder.views else "the run left no views of its fields"
-    no_series = "" if folder.observed else "the run left no observables"
     switched = "" if folder.history.first_handover is not None else "no model took over in this run"
-    names = {name for r in folder.observed for name in r["values"]}
+    rows = min(len(statistics.names(folder.observed)), curves.MAX_OBSERVABLES)
+    no_series = "" if rows else "the run left no observables"
+    judged = folder.errors or folder.history.audits or any(r.action == "learned" for r in folder.records)
+    no_errors = "" if judged else "no forecast was adopted, audited or compared"
     controls = {name for r in folder.records for name in r.controls}
     wide = palette.WIDTH
     return [
@@ -67,8 +69,8 @@ def _plan(folder: RunFolder) -> list[tuple[str, str, Size, Draw]]:
         ),
         ("fields", no_views, lambda f: (wide, panels.height(f)), panels.compare),
         ("timeline", no_trace, lambda _: (wide, 2.5), curves.timeline),
-        ("error", no_trace, lambda _: (wide, 3.6), curves.error),
-        ("observables", no_trace or no_series, lambda _: (wide, 0.7 + 2.0 * min(len(names), 6)), curves.observables),
+        ("error", no_trace or no_errors, lambda _: (wide, 3.6), curves.error),
+        ("observables", no_trace or no_series, lambda _: (wide, 0.7 + 2.0 * rows), curves.observables),
         ("dt", no_trace, lambda _: (wide, 1.9 + 1.2 * min(len(controls), 4)), curves.dt),
         ("time", no_trace, lambda _: (wide, 2.4), curves.time),
     ]

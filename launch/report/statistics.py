@@ -220,9 +220,8 @@ def compare(
     learned = [r for r in inside if r["origin"] > 0]
     at_learned = {r["step"] for r in learned}
     truth = [r for r in reference or () if after_step < r["step"] <= last]
-    names = dict.fromkeys(name for r in (*coupled, *(reference or ())) for name in r["values"])
     table: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in names([*coupled, *(reference or ())]):
         row: dict[str, Any] = {
             "coupled": _describe(inside, name),
             "coupled_learned_only": _describe(learned, name),
@@ -238,6 +237,13 @@ def compare(
             row["difference_learned_only"] = differences(row["coupled_learned_only"], row["reference_at_learned_steps"])
         table[name] = row
     return table
+
+
+def names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Observables of a series, in the order seen; without those that only forecasts carry, such as an invariant that
+    the guard checks: nothing directly integrated says what they should be.
+    """
+    return list(dict.fromkeys(name for r in records if r["origin"] == 0 for name in r["values"]))
 
 
 def differences(found: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, float | None]:

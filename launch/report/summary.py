@@ -74,6 +74,7 @@ def assemble(folder: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         "models": [],
     }
     computed = {
+        "period_steps": period,
         "error": trajectory_error(folder.errors, after, period),
         "horizon_error": _horizon_error(records, facts.get("horizon_error") or {}),
         "step_error": _step_error(history),

@@ -77,17 +77,26 @@ def _statistics(values: Any, caption: str) -> list[Table]:
 def samples(summary: Mapping[str, Any]) -> Table:
     """The books of the samples, and whether they balance."""
     books = summary.get("samples") or {}
-    rows = [(name.replace("_", " "), number(books.get(name))) for name in ("produced", *FLOWS, "superseded")]
-    counts = [books.get(name) for name in ("produced", *FLOWS)]
-    known = [count for count in counts if isinstance(count, int)]
+    counts = {name: _count(books.get(name)) for name in ("produced", *FLOWS, "superseded")}
+    rows = [(name.replace("_", " "), number(count)) for name, count in counts.items()]
+    if isinstance(books.get("dropped"), Mapping):
+        rows += [(f"dropped: {reason}", number(count)) for reason, count in books["dropped"].items()]
+    known = [count for name, count in counts.items() if name != "superseded" and count is not None]
     total = sum(known[1:])
-    if len(known) < len(counts):
+    if len(known) <= len(FLOWS):
         verdict = "Some counts are missing, so the books cannot be checked."
     elif known[0] == total:
         verdict = "The books balance: produced is the sum of the next four."
     else:
         verdict = f"The books do NOT balance: produced is {number(known[0])}, the next four sum to {number(total)}."
     return Table(f"Samples. {verdict}", ("state", "samples"), tuple(rows))
+
+
+def _count(value: Any) -> int | None:
+    """A count, or the sum of counts by reason."""
+    if isinstance(value, Mapping):
+        return sum(int(n) for n in value.values())
+    return value if isinstance(value, int) else None
 
 
 def models(summary: Mapping[str, Any]) -> Table | None:

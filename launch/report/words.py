@@ -51,7 +51,7 @@ def times(count: Any, noun: str, plural: str = "") -> str:
 def findings(summary: Mapping[str, Any]) -> list[str]:
     """What the run found, one sentence or two each, in the order of importance."""
     told = (_speed(summary), _learned(summary), _trajectory(summary), _horizon(summary), _audits(summary))
-    return [sentence for sentence in (*told, *_changes(summary)) if sentence]
+    return [sentence for sentence in (*told, *_changes(summary), *_troubles(summary)) if sentence]
 
 
 def _speed(summary: Mapping[str, Any]) -> str:
@@ -141,3 +141,15 @@ def _changes(summary: Mapping[str, Any]) -> list[str]:
         f"At step {number(r['found_at_step'])} the run went back to step {number(r['to_step'])}: {r['reason']}."
         for r in (summary.get("rewound") or [])[:5]
     ]
+
+
+def _troubles(summary: Mapping[str, Any]) -> list[str]:
+    """Tasks that failed and processes that were lost, as the launcher tells them."""
+    failures = summary.get("failures")
+    out = (
+        [f"Task {name} was out of use: {why}" for name, why in failures.items()]
+        if isinstance(failures, Mapping)
+        else []
+    )
+    lost = summary.get("lost")
+    return out + [str(line) for line in lost if line] if isinstance(lost, list) else out

@@ -144,7 +144,7 @@ def test_the_page_of_a_failed_run_shows_the_cause_first(tmp_path: Path) -> None:
     assert "promoted version 3" in seen.text  # the tail of a log
     for said in ("fields.json is missing.", "observables.msgpack is damaged", "No picture “fields”", "is torn"):
         assert said in seen.text
-    assert seen.tags.count("img") == 4  # timeline, error, dt and time can still be drawn
+    assert seen.tags.count("img") == 3  # timeline, dt and time can still be drawn
 
 
 def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
@@ -179,6 +179,8 @@ def test_books_that_do_not_balance_are_called_out() -> None:
     assert "do NOT balance: produced is 10, the next four sum to 9" in tables.samples({"samples": books}).caption
     assert "balance: produced is the sum" in tables.samples({"samples": books | {"retained": 1}}).caption
     assert "cannot be checked" in tables.samples({}).caption
+    by_reason = tables.samples({"samples": books | {"dropped": {"no server yet": 2}}})
+    assert "balance: produced is the sum" in by_reason.caption and ("dropped: no server yet", "2") in by_reason.rows
 
 
 def test_a_slow_run_is_called_slow() -> None:

@@ -128,6 +128,13 @@ def test_series_of_different_length_are_compared_where_both_are() -> None:
     assert table["lift"]["reference"]["n"] == table["lift"]["coupled"]["n"] == 280
 
 
+def test_what_only_forecasts_carry_is_no_observable() -> None:
+    coupled = records(0.08, 1.0, 0.3, range(400, 721))
+    for r in coupled[399:]:
+        r["values"] = {**r["values"], "invariant.mass": 1.0}  # type: ignore[dict-item]
+    assert list(compare(coupled, None, -1)) == ["lift", "drag"]
+
+
 def test_without_a_reference_there_are_no_differences() -> None:
     row = compare(records(0.08, 1.0, 0.3, range(0)), None, -1)["lift"]
     assert row["coupled"]["frequency"] == pytest.approx(0.08, rel=1e-6)
