@@ -21,6 +21,8 @@ CASE = "case.toml"
 ADDRESS = "address"
 KEYS = "keys.json"
 SOCKET = "link/s"
+MOST_PEERS = 64
+"""Peers whose control messages the server's queues have room for; states are bounded by the credit."""
 
 
 def read_case(folder: Path) -> run.RunSpec:
@@ -56,7 +58,7 @@ def listen(spec: run.RunSpec, folder: Path) -> Link:
     from coupler.links import security, zeromq
 
     keys = security.load_keys(folder / KEYS).server() if spec.link.curve else None
-    link = zeromq.listen(_address(spec, folder), limits=_limits(spec, peers=256), keys=keys)
+    link = zeromq.listen(_address(spec, folder), limits=_limits(spec, peers=MOST_PEERS), keys=keys)
     part = folder / f".{ADDRESS}"
     part.write_text(link.address, encoding="utf-8")
     part.replace(folder / ADDRESS)
@@ -132,6 +134,7 @@ def _address(spec: run.RunSpec, folder: Path) -> str:
 def _limits(spec: run.RunSpec, peers: int) -> LinkLimits:
     from coupler.links import zeromq
 
-    # What waits unread is bounded by the credit; the queue only has to have room for that and for control messages.
-    queue = max(spec.link.window_bytes, (spec.link.credit + 4) * spec.link.max_message_bytes * (4 if peers > 1 else 1))
+    # What waits unread is bounded by the credit; libzmq frees queue room in batches of half a queue, hence the two.
+    messages = 2 * (spec.link.credit + 4) * peers
+    queue = max(spec.link.window_bytes, messages * spec.link.max_message_bytes)
     return zeromq.LinkLimits(max_message_bytes=spec.link.max_message_bytes, queue_bytes=queue)

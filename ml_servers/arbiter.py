@@ -215,7 +215,9 @@ class Arbiter:
         confirmed = self.state.phase == "trial" and self.state.good + 1 >= self.switch.confirm
         takes_over = self.state.phase in ("learned", "audit") or (confirmed and not math.isnan(evidence.error))
         ahead = self.switch.reach(self.state, evidence) if takes_over and good and self.act else 0
-        return self._forecast(snapshot, ahead or min(TRIAL_HORIZON, evidence.horizon))
+        # A live forecast that straddled a change of a control would blame the model for it.
+        ahead = ahead or min(TRIAL_HORIZON, evidence.horizon, evidence.leeway)
+        return self._forecast(snapshot, ahead) if ahead >= 1 else None
 
     def _forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
         forecast = self.task.forecast(snapshot, horizon)
