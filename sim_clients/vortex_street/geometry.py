@@ -80,8 +80,8 @@ def walls(
     """Finds the links of a slab.
 
     Args:
-        solid: Wall cells of the whole domain, shape (nx, ny); none in the first and last column, nor may a link wrap
-            around a lateral boundary.
+        solid: Wall cells of the whole domain, shape (nx, ny). Links that leave it are not found: a wall that reaches
+            a boundary needs a margin of cells around it.
         fraction: Called with (x, y, k), gives where on the link the wall lies, in (0, 1].
         offset: First column of the slab.
         columns: Number of columns of the slab.

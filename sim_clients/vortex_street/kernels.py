@@ -23,6 +23,8 @@ _inlined = numba.njit(cache=True, error_model="numpy", fastmath=_FAST, forceinli
 _CX = tuple(cx for cx, _ in VELOCITIES)
 _CY = tuple(cy for _, cy in VELOCITIES)
 _TILE = 256
+"""Rows that are streamed into a buffer of fixed shape and collided there: with constant strides, and the rates in
+scalars, the compiler can prove that nothing overlaps and vectorizes (twice as fast as working on `new` directly)."""
 _W_AXIS, _W_DIAGONAL = WEIGHTS[0], WEIGHTS[1]
 
 
@@ -134,20 +136,12 @@ def advance(
             width = min(_TILE, ny - low)
             _pull(old, x, low, width, periodic, t)
             for y in range(width):
+                # fmt: off
                 t[0, y], t[1, y], t[2, y], t[3, y], t[4, y], t[5, y], t[6, y], t[7, y], t[8, y] = _collide(
-                    t[0, y],
-                    t[1, y],
-                    t[2, y],
-                    t[3, y],
-                    t[4, y],
-                    t[5, y],
-                    t[6, y],
-                    t[7, y],
-                    t[8, y],
-                    scalars,
-                    pull,
-                    speed,
+                    t[0, y], t[1, y], t[2, y], t[3, y], t[4, y], t[5, y], t[6, y], t[7, y], t[8, y],
+                    scalars, pull, speed,
                 )
+                # fmt: on
             for k in range(9):
                 row = new[x, k, low : low + width]
                 for y in range(width):

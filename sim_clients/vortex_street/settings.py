@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sim_clients.vortex_street.lattice import SOUND_SPEED
+
 MAX_SPEED = 0.17
 """Highest inflow speed, cells per lattice step: Mach 0.3, beyond which the method's compressibility errors show."""
 
@@ -13,6 +15,12 @@ MIN_RELAXATION_TIME = 0.51
 
 CLEARANCE = 3
 """Cells that must lie between the cylinder and every boundary."""
+
+STROUHAL = 0.2
+"""Rough shedding frequency times diameter over inflow speed, blockage included; only for the check below."""
+
+RESONANCE = (0.8, 1.25)
+"""Shedding over lateral sound frequency where the method's sound, not the flow, would set the lift (seen in trials)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Flow:
         inflow_speed: Before the gust, cells per lattice step.
         gust_time: Simulated time from which the inflow is faster; infinity for never.
         gust_factor: By how much.
+        periodic: Whether the lateral boundaries are periodic rather than free-slip.
     """
 
     nx: int
@@ -38,6 +47,7 @@ class Flow:
     inflow_speed: float
     gust_time: float
     gust_factor: float
+    periodic: bool
 
     @property
     def viscosity(self) -> float:
@@ -54,10 +64,12 @@ class Flow:
 
     def check(self, sponge_length: int) -> None:
         """Raises ValueError, in a full sentence, for settings that do not go together."""
-        fastest = self.inflow_speed * max(1.0, self.gust_factor if self.gust_time < math.inf else 1.0)
-        if fastest > MAX_SPEED:
+        if self.gust_time < 0:
+            raise ValueError(f"gust_time = {self.gust_time:g} lies before the start; use a time >= 0, or inf for never")
+        speeds = {self.speed(0.0), self.speed(math.inf)}
+        if max(speeds) > MAX_SPEED:
             raise ValueError(
-                f"the inflow reaches {fastest:.3g} cells per lattice step, but at most {MAX_SPEED} (Mach 0.3) is "
+                f"the inflow reaches {max(speeds):.3g} cells per lattice step, but at most {MAX_SPEED} (Mach 0.3) is "
                 "accurate: lower inflow_speed or gust_factor"
             )
         relaxation_time = 0.5 + 3 * self.viscosity
@@ -67,14 +79,24 @@ class Flow:
                 f"{relaxation_time:.4f}, but stability needs at least {MIN_RELAXATION_TIME}: raise diameter (more "
                 "cells) or lower reynolds"
             )
-        if self.gust_time < 0:
-            raise ValueError(f"gust_time = {self.gust_time:g} lies before the start; use a time >= 0, or inf for never")
-        radius = self.diameter / 2
+        for speed in speeds:
+            self._check_resonance(speed)
         right = self.nx - sponge_length - self.center[0]
-        room = min(self.center[0], right, self.center[1], self.ny - self.center[1]) - radius
+        room = min(self.center[0], right, self.center[1], self.ny - self.center[1]) - self.diameter / 2
         if room < CLEARANCE:
             raise ValueError(
                 f"a cylinder of diameter {self.diameter:g} at {self.center} comes within {room:g} cells of the "
                 f"boundary of the {self.nx} x {self.ny} domain or of its sponge (the last {sponge_length} columns); "
                 f"at least {CLEARANCE} are needed: move center, shrink diameter or raise nx or ny"
+            )
+
+    def _check_resonance(self, speed: float) -> None:
+        """Refuses a wake that would shed in tune with sound between the lateral boundaries."""
+        shedding = self.diameter / (STROUHAL * speed)
+        sound = self.ny * (1 if self.periodic else 2) / SOUND_SPEED
+        if RESONANCE[0] < sound / shedding < RESONANCE[1]:
+            raise ValueError(
+                f"at inflow speed {speed:.3g} the wake sheds about every {shedding:.0f} lattice steps, in tune with "
+                f"sound between the lateral boundaries ({sound:.0f} steps), which would swell the lift: use lateral = "
+                '"periodic", lower inflow_speed, or change ny or diameter'
             )

