@@ -30,35 +30,28 @@ _W_AXIS, _W_DIAGONAL = WEIGHTS[0], WEIGHTS[1]
 
 @_inlined
 def _collide(e, ne, se, c, n, s, w, sw, nw, rates, sponge, speed):
-    """Relaxes one cell's populations in moment space; see `relaxation_rates` for the rates.
+    """Relaxes one cell's populations in moment space; see `relaxation_rates`.
 
-    Second moments relax to the Maxwell-Boltzmann values, their trace with a rate of its own (bulk viscosity), third
-    and fourth moments to those of the product form. `sponge` in [0, 1) draws the momentum towards (speed, 0) without
-    touching the mass.
+    Second moments relax, their trace with a rate of its own (bulk viscosity); third and fourth moments are set to
+    equilibrium. `sponge` in [0, 1) draws the momentum towards (speed, 0) without touching the mass.
     """
-    one, third, ninth, half = rates[4], rates[5], rates[6], rates[7]
+    shear, bulk, one, third, ninth, half = rates
     sum_p, dif_p, sum_m, dif_m = ne + sw, ne - sw, nw + se, nw - se
-    fourth, p_xy = sum_p + sum_m, sum_p - sum_m
-    q_xxy, q_xyy = dif_p + dif_m, dif_p - dif_m
-    p_xx, p_yy = e + w + fourth, n + s + fourth
-    j_x, j_y = e - w + q_xyy, n - s + q_xxy
+    diagonal, p_xy = sum_p + sum_m, sum_p - sum_m
+    j_x, j_y = e - w + dif_p - dif_m, n - s + dif_p + dif_m
+    p_xx, p_yy = e + w + diagonal, n + s + diagonal
     excess = c + p_xx + n + s
     density = one + excess
     inverse = one / density
-    u_x, u_y = j_x * inverse, j_y * inverse
-    r_xx, r_yy, r_xy = j_x * u_x, j_y * u_y, j_x * u_y
+    r_xx, r_yy, r_xy = j_x * j_x * inverse, j_y * j_y * inverse, j_x * j_y * inverse
 
     trace, deviator = p_xx + p_yy, p_xx - p_yy
-    trace += rates[1] * ((third + third) * excess + r_xx + r_yy - trace)
-    deviator += rates[0] * (r_xx - r_yy - deviator)
-    p_xy += rates[0] * (r_xy - p_xy)
-    q_xxy += rates[2] * (third * j_y + u_x * r_xy - q_xxy)
-    q_xyy += rates[2] * (third * j_x + u_y * r_xy - q_xyy)
-    fourth += rates[3] * (ninth * excess + third * (r_xx + r_yy) + r_xy * u_x * u_y - fourth)
-
-    push_x, push_y = sponge * (density * speed - j_x), -sponge * j_y
-    j_x, j_y = j_x + push_x, j_y + push_y
-    q_xyy, q_xxy = q_xyy + third * push_x, q_xxy + third * push_y
+    trace += bulk * ((third + third) * excess + r_xx + r_yy - trace)
+    deviator += shear * (r_xx - r_yy - deviator)
+    p_xy += shear * (r_xy - p_xy)
+    fourth = ninth * excess + third * (r_xx + r_yy)
+    j_x, j_y = j_x + sponge * (density * speed - j_x), j_y - sponge * j_y
+    q_xyy, q_xxy = third * j_x, third * j_y
 
     p_xx, p_yy = half * (trace + deviator), half * (trace - deviator)
     sum_p, sum_m = half * (fourth + p_xy), half * (fourth - p_xy)
@@ -124,7 +117,7 @@ def advance(
     gain = 0.0
     ny = old.shape[2]
     t = np.empty((9, _TILE), old.dtype)
-    scalars = (rates[0], rates[1], rates[2], rates[3], rates[4], rates[5], rates[6], rates[7])
+    scalars = (rates[0], rates[1], rates[2], rates[3], rates[4], rates[5])
     for x in range(first, stop):
         for i in range(link_start[x], link_start[x + 1]):
             y, k = links[i, 0], links[i, 1]

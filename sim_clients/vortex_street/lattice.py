@@ -20,19 +20,18 @@ SOUND_SPEED = 1 / math.sqrt(3)
 def relaxation_rates(viscosity: float, dtype: str) -> NDArray[np.floating]:
     """The numbers that the collision needs, in the dtype of the populations.
 
-    Third and fourth moments relax at once (a regularized collision, the most robust choice in our trials: at
-    Re = 100 and 16 cells a diameter, drag is within 1 % of the value on a lattice twice as fine). The trace relaxes at
-    half the rate: bulk viscosity 1/2, by which sound dies out soon while an almost incompressible flow stays as it is.
+    Third and fourth moments relax at once (a regularized collision, the most robust of those tried: at Re = 100 and 16
+    cells a diameter, drag is within 1 % of the value on a lattice twice as fine). The trace relaxes at half the rate:
+    bulk viscosity 1/2, by which sound dies out soon while an almost incompressible flow stays as it is.
 
     Args:
         viscosity: Kinematic viscosity, cells^2 per lattice step.
         dtype: Of the populations.
 
     Returns:
-        Rates of shear, trace, third and fourth moments, then 1, 1/3, 1/9 and 1/2; shape (8,).
+        Rates of the shear and of the trace of the second moments, then 1, 1/3, 1/9 and 1/2; shape (6,).
     """
-    shear = 1 / (3 * viscosity + 0.5)
-    return np.array([shear, 0.5, 1, 1, 1, 1 / 3, 1 / 9, 1 / 2], dtype=dtype)
+    return np.array([1 / (3 * viscosity + 0.5), 0.5, 1, 1 / 3, 1 / 9, 1 / 2], dtype=dtype)
 
 
 def equilibrium(excess: NDArray[np.float64], u_x: NDArray[np.float64], u_y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -99,6 +99,14 @@ def test_gust_begins_at_the_first_lattice_step_at_or_after_its_time():
     np.testing.assert_array_equal(late.snapshot()["populations"], early.snapshot()["populations"])
 
 
+def test_gust_may_begin_within_a_coupling_step():
+    whole, parts = make(gust_time=14.0), make(gust_time=14.0)
+    whole.integrate(20.0, 1)
+    parts.integrate(14.0, 1)
+    parts.integrate(6.0, 1)
+    np.testing.assert_array_equal(whole.snapshot()["populations"], parts.snapshot()["populations"])
+
+
 def test_announced_gust_is_a_control_with_the_time_of_its_change():
     simulation = make(gust_time=20.0, gust_factor=1.2)
     assert [(f.name, f.role, f.kind) for f in simulation.fields()][-1] == ("inflow_speed", "control", "scalar")
