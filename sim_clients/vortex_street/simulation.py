@@ -289,8 +289,6 @@ class VortexStreet:
             self._old[x, :, self._walls.solids[starts[x] : starts[x + 1]]] = 0.0
 
     def _start(self, seed: int, perturbation: float) -> NDArray[np.float64]:
-        """Populations of the start, shape (columns, 9, ny): see `initial.velocity`."""
-        u_x, u_y = initial.velocity(self.flow, seed, perturbation)
+        """Populations of the start, shape (columns, 9, ny)."""
         mine = slice(self.offset, self.offset + self.columns)
-        excess = 1.5 * (self.flow.inflow_speed**2 - u_x**2 - u_y**2)
-        return lattice.equilibrium(excess[mine], u_x[mine], u_y[mine])
+        return lattice.equilibrium(*(a[mine] for a in initial.fields(self.flow, seed, perturbation)))
