@@ -23,7 +23,9 @@ Runs = list[tuple[int, int]]
 """Stretches [start, stop) of consecutive states."""
 
 _ILL_CONDITIONED = 1e8
-_DRIFT_OVER_WINDOW = 0.02
+_SLOW = 0.05
+_DECAY_OVER_RUN, _GROWTH_OVER_RUN = 0.02, 0.2
+_LOCK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +98,45 @@ def fit(latents: Floats, controls: Floats, runs: Runs) -> Affine:
 
 
 def refine(model: Affine, latents: Floats, runs: Runs) -> Affine:
-    """Fits the eigenvalues of A to whole runs, and takes those whose modulus is statistically 1 to be on the circle.
+    """Fits the eigenvalues of A to whole runs, and takes a limit cycle for what it is.
 
     Each eigencoordinate about the fixed point is z[k] = c exp((s + i w) k) within a run: s and w are the slopes of
-    log|z| and of its phase, common to all runs, c is free in each. An eigenvalue is put on the unit circle when |s| is
-    below two of its standard errors, or when it would change the amplitude by less than 2 % over the longest run: the
-    criterion for "this is a limit cycle, not a slow decay or growth", which the data cannot tell apart. Whether that
-    was right is for a back-test to say. Modes that decay or grow by more than 5 % a step keep the eigenvalue of least
-    squares.
+    log|z| and of its phase, common to all runs, c is free in each. Modes that decay or grow by more than 5 % a step
+    keep the eigenvalue of least squares. Then two judgements, made where the data cannot tell the difference:
 
-    Where the map has no single fixed point, defective eigenvectors or controls that vary, it is returned as it is.
+    - An eigenvalue is put on the unit circle when it is a growth of less than 20 % over the longest run (no growth goes
+      on for long in a bounded system), or a decay of less than 2 %, or of less than two standard errors of s (20 % at
+      most).
+    - On the circle, a frequency within 0.1 radian over the longest run of a multiple of the strongest mode's frequency
+      is set to that multiple: a limit cycle has one period.
+
+    Whether they were right is for a back-test to say. Where the map has no single fixed point, defective eigenvectors
+    or controls that vary, it is returned as it is.
     """
     lengths = [stop - start for start, stop in runs if stop - start > 2]
     values, vectors = np.linalg.eig(model.advance)
-    if (
-        not lengths
-        or np.any(model.control)
-        or np.linalg.cond(vectors) > _ILL_CONDITIONED
-        or np.abs(values - 1).min() < 1e-6
-    ):
+    if not lengths or np.any(model.control) or np.abs(values - 1).min() < 1e-6:
         return model
-    fixed = np.linalg.solve(np.eye(len(values)) - model.advance, model.constant)
-    coordinates = (latents - fixed) @ np.linalg.inv(vectors).T
+    if np.linalg.cond(vectors) > _ILL_CONDITIONED:
+        return model
+    inverse = np.linalg.inv(vectors).astype(np.complex128)
+    fixed = np.linalg.solve(np.eye(len(values)) - model.advance, model.constant).astype(np.float64)
+    coordinates: Complexes = (latents - fixed) @ inverse.T
     refined = values.astype(complex)
     for j, value in enumerate(values):
-        if abs(np.log(max(abs(value), 1e-300))) < 0.05 and value.imag >= 0:
-            refined[j] = _refined(complex(value), coordinates[:, j], runs, max(lengths))
+        if abs(np.log(max(abs(value), 1e-300))) < _SLOW and value.imag >= 0:
+            refined[j] = _fitted(complex(value), coordinates[:, j], runs, max(lengths))
+    energy = (np.abs(coordinates) ** 2).mean(axis=0) * (np.abs(vectors) ** 2).sum(axis=0)
+    refined = _locked(refined, energy, _LOCK / max(lengths))
     for j, value in enumerate(values):
         if value.imag < 0:
             refined[j] = np.conj(refined[int(np.argmin(np.abs(values - np.conj(value))))])
-    advance = ((vectors * refined) @ np.linalg.inv(vectors)).real
+    advance: Floats = ((vectors * refined) @ inverse).real
     return Affine(advance, model.control, fixed - advance @ fixed)
 
 
-def _refined(value: complex, course: Complexes, runs: Runs, longest: int) -> complex:
+def _fitted(value: complex, course: Complexes, runs: Runs, longest: int) -> complex:
+    """The eigenvalue whose powers follow the course of its coordinate best, on the unit circle where in doubt."""
     times, logs = [], []
     for start, stop in runs:
         if stop - start < 3:
@@ -144,9 +151,27 @@ def _refined(value: complex, course: Complexes, runs: Runs, longest: int) -> com
     spread = (t**2).sum()
     slope = (t * log).sum() / spread
     growth, turn = float(slope.real), float(slope.imag)
-    error = np.sqrt(((log.real - growth * t) ** 2).mean() / spread)
-    if abs(growth) < max(2 * error, _DRIFT_OVER_WINDOW / longest):
+    error = float(np.sqrt(((log.real - growth * t) ** 2).mean() / spread))
+    doubt = max(_DECAY_OVER_RUN, min(2 * error * longest, _GROWTH_OVER_RUN))
+    if -doubt < growth * longest < _GROWTH_OVER_RUN:
         growth = 0.0
     if value.imag == 0:
         return complex(np.sign(value.real) * np.exp(growth))
     return complex(np.exp(growth + 1j * (np.angle(value) + turn)))
+
+
+def _locked(values: Complexes, energy: Floats, tolerance: float) -> Complexes:
+    """Sets frequencies on the unit circle to multiples of the strongest one's where they are within a tolerance."""
+    angles = np.angle(values)
+    neutral = (np.abs(np.abs(values) - 1) < 1e-12) & (angles > 0) & (angles < np.pi)
+    if not neutral.any():
+        return values
+    first = angles[int(np.argmax(np.where(neutral, energy, -1.0)))]
+    # Sampled at whole steps, a frequency above half a turn a step appears folded back.
+    multiples = np.abs(np.angle(np.exp(1j * first * np.arange(1, 2 * len(values)))))
+    locked = values.copy()
+    for j in np.flatnonzero(neutral):
+        nearest = multiples[int(np.argmin(np.abs(multiples - angles[j])))]
+        if abs(nearest - angles[j]) < tolerance:
+            locked[j] = np.exp(1j * nearest)
+    return locked

@@ -3,7 +3,10 @@
 The inner products of all stored states (their Gram matrix) are all that a decomposition of any part of the window
 needs (L. Sirovich, Q. Appl. Math. 45, 561, 1987). So each new state costs one product with the stored ones, and trying
 windows and ranks costs nothing that grows with the size of the state. Only the modes of the model that is chosen are
-built in full. All loops over large arrays go chunk by chunk: products in float32, sums over chunks in float64.
+built in full. Inner products of very large states are sums over a stratified sample of their values (`probes`), so that
+a state costs the same however large it is; the modes are orthonormal in that product, which makes coordinates and
+rebuilt states consistent, and norms agree with those over all values to a few per cent. All loops over large arrays go
+chunk by chunk: products in float32, sums over chunks in float64.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ Floats32 = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 _CHUNK = 8192
+_PROBED = 65536
+"""Values of a field that inner products are summed over."""
+_PIECE = 1024
 _TRUSTED = 1e-7
 """Smallest share of the largest eigenvalue of a Gram matrix of float32 products that still has correct digits."""
 _STILL = 1e-14
@@ -38,6 +44,22 @@ def chunks(columns: slice) -> Iterator[slice]:
     """Pieces of a range of columns, small enough that a few rows of them stay in cache."""
     for start in range(columns.start, columns.stop, _CHUNK):
         yield slice(start, min(start + _CHUNK, columns.stop))
+
+
+def probes(columns: slice) -> tuple[tuple[slice, ...], float]:
+    """The pieces of a field that inner products are summed over, and what one of their values stands for.
+
+    A field of at most `_PROBED` values is taken whole. Of a larger one, equal parts give one contiguous piece each, at
+    a place that a fixed seed draws (stratified sampling), so that no regular pattern of the state is missed.
+    """
+    width = columns.stop - columns.start
+    if width <= _PROBED:
+        return tuple(chunks(columns)), 1.0
+    count = _PROBED // _PIECE
+    edges = np.linspace(columns.start, columns.stop, count + 1).astype(int)
+    places = np.random.default_rng(width).random(count)
+    starts = (edges[:-1] + places * (np.diff(edges) - _PIECE)).astype(int).tolist()
+    return tuple(slice(start, start + _PIECE) for start in starts), width / (count * _PIECE)
 
 
 class Gram:
@@ -57,8 +79,10 @@ class Gram:
         """
         for products, columns in zip(self._products, self._fields, strict=True):
             total = np.zeros((len(rows), len(new)))
-            for part in chunks(columns):
+            parts, weight = probes(columns)
+            for part in parts:
                 total += rows[:, part] @ rows[new, part].T
+            total *= weight
             products[: len(rows), new] = total
             products[new, : len(rows)] = total.T
 
@@ -71,9 +95,9 @@ class Gram:
 class Decomposition:
     """The modes of a training set, in terms of its states.
 
-    A state is taken relative to the mean of the training set, each field in units of its rms fluctuation there times
-    the root of the number of fields. So the mean squared norm of the training states is 1, and every norm of a
-    difference is a relative error (see `relative_error`).
+    A state is taken relative to the mean of the training set, each field in units of its rms fluctuation there, over
+    the root of the number of values. So the norm of a difference of states is `coupler.norms.relative_error`, and the
+    mean squared norm of the training states is 1.
 
     Attributes:
         weights: Mode j is the sum over training states t of weights[j, t] times the state, shape (r, n_train).
@@ -103,10 +127,17 @@ def field_scales(fluctuation: Floats, size: Floats) -> Floats:
     return np.sqrt(np.where(fluctuation <= _STILL * size, 1.0, fluctuation))
 
 
-def decompose(products: Floats, train: slice, rank: int) -> Decomposition:
+def scale_factors(sizes: tuple[int, ...], scales: Floats) -> Floats:
+    """What one unit of a scaled state is in each field: rms fluctuation times root of the number of all values."""
+    factors: Floats = scales * np.sqrt(sum(sizes) / np.array(sizes))
+    return factors
+
+
+def decompose(sizes: tuple[int, ...], products: Floats, train: slice, rank: int) -> Decomposition:
     """Decomposes the training states and gives the coordinates of all of them.
 
     Args:
+        sizes: Values per field.
         products: Inner products of n states by field, shape (fields, n, n).
         train: The states that define mean, scales and modes.
         rank: Modes at most; fewer where float32 products cannot tell a mode from rounding.
@@ -117,7 +148,7 @@ def decompose(products: Floats, train: slice, rank: int) -> Decomposition:
     fluctuation = np.diagonal(centred[:, train, train], axis1=1, axis2=2).mean(axis=1)
     size = np.diagonal(products[:, train, train], axis1=1, axis2=2).mean(axis=1)
     scales = field_scales(fluctuation, size)
-    gram = np.einsum("fij,f->ij", centred, 1 / (len(products) * scales**2))
+    gram = np.einsum("fij,f->ij", centred, scale_factors(sizes, scales) ** -2)
     values, vectors = np.linalg.eigh(gram[train, train])
     values, vectors = values[::-1], vectors[:, ::-1]
     rank = max(1, min(rank, int(np.count_nonzero(values > _TRUSTED * values[0]))))
@@ -152,8 +183,7 @@ class Reduction:
     @property
     def factors(self) -> Floats:
         """What one unit of a scaled state is in each field, shape (fields,)."""
-        factors: Floats = self.scales * np.sqrt(len(self.scales))
-        return factors
+        return scale_factors(self.sizes, self.scales)
 
     def encode(self, fields: Sequence[Array]) -> tuple[Floats, float]:
         """Coordinates of one state.
@@ -169,11 +199,12 @@ class Reduction:
             if self.modes is None:
                 latent[columns] = np.subtract(values, self.mean[columns]) / factor
                 continue
-            for part in chunks(columns):
+            parts, weight = probes(columns)
+            for part in parts:
                 here = slice(part.start - columns.start, part.stop - columns.start)
                 scaled = (np.subtract(values[here], self.mean[part]) / factor).astype(np.float32)
-                latent += self.modes[:, part] @ scaled
-                norm += float(scaled @ scaled)
+                latent += weight * (self.modes[:, part] @ scaled)
+                norm += weight * float(scaled @ scaled)
         return latent, max(norm - float(latent @ latent), 0.0) if self.modes is not None else 0.0
 
     def encode_rows(self, rows: Floats32, index: Indices, origin: Floats) -> tuple[Floats, Floats]:
@@ -192,12 +223,13 @@ class Reduction:
             if self.modes is None:
                 latents[:, columns] = (rows[index, columns] - (self.mean[columns] - origin[columns])) / factor
                 continue
-            for part in chunks(columns):
+            parts, weight = probes(columns)
+            for part in parts:
                 scaled = rows[index, part]
                 scaled -= (self.mean[part] - origin[part]).astype(np.float32)
                 scaled *= np.float32(1 / factor)
-                latents += scaled @ self.modes[:, part].T
-                norms += np.einsum("ij,ij->i", scaled, scaled)
+                latents += weight * (scaled @ self.modes[:, part].T)
+                norms += weight * np.einsum("ij,ij->i", scaled, scaled)
         outside = norms - (latents**2).sum(axis=1) if self.modes is not None else norms
         return latents, np.maximum(outside, 0.0)
 
@@ -242,7 +274,7 @@ def build(sizes: tuple[int, ...], rows: Floats32, train: Indices, found: Decompo
     """
     rank, width = len(found.weights), rows.shape[1]
     modes, mean, overlap = np.empty((rank, width), np.float32), np.empty(width), np.zeros((rank, rank))
-    factors = found.scales * np.sqrt(len(sizes))
+    factors = scale_factors(sizes, found.scales)
     for columns, factor in zip(field_slices(sizes), factors, strict=True):
         weights = (found.weights / factor).astype(np.float32)
         for part in chunks(columns):
@@ -250,7 +282,9 @@ def build(sizes: tuple[int, ...], rows: Floats32, train: Indices, found: Decompo
             centre = states.mean(axis=0, dtype=np.float64)
             mean[part] = centre + origin[part]
             modes[:, part] = weights @ (states - centre).astype(np.float32)
-            overlap += modes[:, part] @ modes[:, part].T
+        parts, weight = probes(columns)
+        for part in parts:
+            overlap += weight * (modes[:, part] @ modes[:, part].T)
     # Weak modes carry the rounding of the Gram matrix; one Cholesky-QR pass makes them orthonormal.
     inverse = np.linalg.inv(np.linalg.cholesky(overlap)).astype(np.float32)
     for part in chunks(slice(0, width)):

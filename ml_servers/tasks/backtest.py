@@ -15,6 +15,8 @@ from ml_servers.tasks.trajectory import Course
 
 Floats = NDArray[np.float64]
 
+ENOUGH_STARTS = 8
+"""Starts at a horizon that make its back-tests worth more than those of an earlier model of the same kind."""
 LADDER = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 """Horizons that are back-tested, as far as stored segments reach."""
 

@@ -110,10 +110,18 @@ class Memory:
         """Controls of stored samples, shape (n, m)."""
         return self._controls[rows]
 
-    def window(self, share: float) -> Window:
-        """The stored states, a share of them held out."""
+    def window(self, share: float, after: int = -1, least: int = 0) -> Window:
+        """The stored states, the newest held out.
+
+        Args:
+            share: Share to hold out at most.
+            after: Arrival number of the last state that the serving model was trained on: no more than the states after
+                it need be held out to judge a candidate fairly, so that it may learn from the others.
+            least: Fewest states to hold out all the same.
+        """
         view = self._buffer.view()
         runs = runs_of(view.steps, view.segments)
+        needed = max(least, int(np.count_nonzero(view.arrivals > after))) / max(1, len(view))
         return Window(
             self.layout,
             self._buffer.rows,
@@ -124,7 +132,7 @@ class Memory:
             self._controls[view.rows],
             self._observables[view.rows],
             runs,
-            split_point(len(view), runs, share),
+            split_point(len(view), runs, min(share, needed)),
             self._gram,
         )
 

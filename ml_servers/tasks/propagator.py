@@ -11,9 +11,28 @@ from numpy.typing import NDArray
 
 from coupler.contracts import Backtest, Forecast, Report
 from ml_servers.buffer import Counts, View
-from ml_servers.tasks.backtest import ErrorTable, Persistence, backtests, gain
+from ml_servers.models.affine import Affine
+from ml_servers.models.pod import Reduction
+from ml_servers.tasks.backtest import (
+    ENOUGH_STARTS,
+    Errors,
+    ErrorTable,
+    backtests,
+    horizon_errors,
+)
+from ml_servers.tasks.contest import Contender, Contest, Rival
 from ml_servers.tasks.memory import BLOCK, Memory
-from ml_servers.tasks.search import Candidate, Window, cloud_of, earlier_origins, finish, read_out, scores_of, search
+from ml_servers.tasks.rounds import Rounds
+from ml_servers.tasks.search import (
+    Candidate,
+    Fitted,
+    Window,
+    cloud_of,
+    earlier_origins,
+    finish,
+    read_out,
+    search,
+)
 from ml_servers.tasks.served import Served
 from ml_servers.tasks.trajectory import Layout
 from ml_servers.tasks.watch import Watch
@@ -23,11 +42,8 @@ Floats = NDArray[np.float64]
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
-_WORTH_SERVING = float(np.log(2.0))
-"""A first model must halve the error of the forecast that nothing changes."""
-_ENOUGH_STARTS = 8
-_EVIDENCE = 0.1
-"""No model is replaced on evidence over less than this share of the horizons that it was back-tested for."""
+_OUTGROWN = 4
+"""Networks start again on a map of this many times as many states."""
 
 
 class Propagator:
@@ -61,9 +77,12 @@ class Propagator:
         min_snapshots: Positive = 48,
         refit_every: Positive = 32,
         holdout: Share = 0.33,
-        margin: Share = 0.2,
+        margin: Share = 0.1,
         serve_below: Share = 0.1,
         small_state: Positive = 64,
+        network_members: Positive = 4,
+        network_width: Positive = 32,
+        network_updates: Positive = 400,
     ) -> None:
         """Settings.
 
@@ -80,6 +99,9 @@ class Propagator:
             margin: Share by which a candidate's errors must be smaller than the serving model's.
             serve_below: Relative error above which a model is not worth serving, even for a single step.
             small_state: States of at most this many values need no reduction.
+            network_members: Networks in the ensemble.
+            network_width: Width of their two hidden layers.
+            network_updates: Updates in a round of training, after which they are judged.
 
         Raises:
             ValueError: When no state field is declared or the window would be too small.
@@ -87,14 +109,16 @@ class Propagator:
         self._layout = Layout(fields)
         self._models, self._rank, self._seed = models, rank, seed
         self._min_snapshots, self._refit_every = min_snapshots, refit_every
-        self._holdout, self._margin, self._serve_below = holdout, margin, serve_below
+        self._holdout = holdout
+        self._contest = Contest(margin, serve_below, refit_every // 2)
+        self._network_settings = (network_members, network_width, network_updates)
         self._memory_settings = (window, window_bytes, small_state, seed)
         self._memory: Memory | None = None
         self._served: Served | None = None
         self._watch: Watch | None = None
-        self._trained_arrival = -1
-        self._new = 0
-        self._judged = 0
+        self._rounds: Rounds | None = None
+        self._rival: Rival | None = None
+        self._new = self._judged = self._based_on = 0
         self._backtests: dict[int, tuple[Backtest, ...]] = {}
         self._loss = float("nan")
 
@@ -153,10 +177,10 @@ class Propagator:
         self._serve(served, -1)
         self._backtests = {}
 
-    def _serve(self, served: Served | None, trained_arrival: int) -> None:
+    def _serve(self, served: Served | None, arrival: int) -> None:
         self._served = served
         self._watch = None if served is None else Watch(served)
-        self._trained_arrival = trained_arrival
+        self._rival = None if served is None else Rival(served.dynamics, served.reduction, arrival, served)
         self._judged = 0
 
     @property
@@ -170,65 +194,89 @@ class Propagator:
         if self._watch is not None and len(fresh):
             self._check(memory, self._watch, fresh)
         due = self._new >= self._refit_every and memory.counts.held >= self._min_snapshots
+        training = self._rounds is not None and self._rounds.active
         if memory.waiting >= BLOCK or (due and memory.waiting):
             memory.ingest()
         elif due:
             self._new = 0
-            self._attempt(memory.window(self._holdout))
-        return due or len(fresh) > 0
+            after = self._rival.arrival if self._rival else -1
+            self._attempt(memory.window(self._holdout, after, self._min_snapshots // 2))
+        elif self._rounds is not None and training:
+            self._train(memory, self._rounds)
+        return due or training or len(fresh) > 0
 
     def _check(self, memory: Memory, watch: Watch, fresh: View) -> None:
         """Holds new direct states against the serving model: has the regime changed, what are its errors?"""
         latents, outside = watch.served.reduction.encode_rows(memory.rows, fresh.rows, memory.origin)
         if watch.add(fresh, latents, outside, memory.controls(fresh.rows)):
             memory.clear()
-            self._watch, self._backtests, self._new = None, {}, 0
+            self._watch, self._rounds, self._backtests, self._new = None, None, {}, 0
         elif len(watch) >= self._judged + self._refit_every:
             self._judged = len(watch)
-            fresh_records = backtests(watch.errors(), watch.served.table)
-            known = {h for h, records in self._backtests.items() if len(records) >= _ENOUGH_STARTS}
-            self._backtests |= {h: r for h, r in fresh_records.items() if len(r) >= _ENOUGH_STARTS or h not in known}
+            records = backtests(watch.errors(), watch.served.table)
+            known = {h for h, old in self._backtests.items() if len(old) >= ENOUGH_STARTS}
+            self._backtests |= {h: new for h, new in records.items() if len(new) >= ENOUGH_STARTS or h not in known}
 
     def _attempt(self, window: Window) -> None:
-        found = search(window, self._rank, self._min_snapshots // 2)
-        if found is not None and self._beats_serving(window, found):
-            self._promote(window, found)
+        """Searches for a better affine map, and starts a round of network training."""
+        least = self._min_snapshots // 2
+        found = search(window, self._rank, least)
+        if found is None:
+            return
+        promoted = None
+        contender = Contender(found.model, found.course, found.coordinates.scales, window.seen)
+        if self._contest.won(window, contender, self._rival):
+            promoted = finish(window, found)
+            self._promote(window, promoted, earlier_origins(window, found, least), int(window.arrivals[-1]))
+            if isinstance(found.coordinates, Reduction) and self._served is not None:
+                # Networks are not refitted to the hold-out: they compete with the map as it was before its refit.
+                self._rival = Rival(found.model, found.coordinates, window.seen, self._served)
+        if "network" in self._models:
+            self._rebase(window, found, promoted)
 
-    def _beats_serving(self, window: Window, found: Candidate) -> bool:
-        scales = found.coordinates.scales
-        if np.sqrt(np.mean(found.errors[min(found.errors)].observed ** 2)) > self._serve_below:
-            return False
-        if self._served is None:
-            nothing = scores_of(Persistence(), found.course, window.held_out(), scales)[1]
-            return gain(found.scores, nothing) > _WORTH_SERVING
-        served, needed = self._served, -float(np.log(1 - self._margin))
-        neither_saw = window.held_out(after=self._trained_arrival)
-        if sum(stop - start for start, stop in neither_saw) < self._refit_every // 2:
-            return False
-        rival = scores_of(served.dynamics, window.course(served.reduction), neither_saw, served.reduction.scales)[1]
-        candidate = scores_of(found.model, found.course, neither_saw, scales)[1]
-        if not rival or max(rival) < _EVIDENCE * served.table.horizons[-1]:
-            return False
-        if not all(served.covers(window.controls[i]) for start, stop in neither_saw for i in range(start, stop)):
-            needed = -needed  # as good as before, and trained where the controls are now
-        return gain(candidate, rival) > needed
+    def _rebase(self, window: Window, found: Candidate, promoted: Fitted | None) -> None:
+        """Gives the networks a map to correct: a new one where the latent space is new or was made of few states."""
+        outgrown = self._rounds is None or len(window) > _OUTGROWN * self._based_on
+        base: tuple[Affine, Reduction] | None = None
+        if isinstance(found.coordinates, Reduction):
+            base = (found.model, found.coordinates) if outgrown else None
+        elif promoted is not None and isinstance(promoted.model, Affine):
+            base = (promoted.model, promoted.reduction)
+        if base is not None:
+            members, width, updates = self._network_settings
+            self._rounds = Rounds(*base, members=members, hidden=width, updates=updates, seed=self._seed)
+            self._based_on = len(window)
+        if self._rounds is not None and not self._rounds.active:
+            self._rounds.begin(window)
 
-    def _promote(self, window: Window, found: Candidate) -> None:
-        fitted = finish(window, found)
-        errors = earlier_origins(window, found, self._min_snapshots // 2)
+    def _train(self, memory: Memory, rounds: Rounds) -> None:
+        rounds.advance()
+        self._loss = rounds.loss
+        if not rounds.finished:
+            return
+        window = memory.window(self._holdout)
+        trained = rounds.end(window)
+        contender = Contender(trained.model, trained.course, trained.reduction.scales, trained.arrival)
+        if self._contest.won(window, contender, self._rival):
+            errors = horizon_errors(trained.model, trained.course, window.held_out(after=trained.arrival))
+            self._promote(window, trained, errors, trained.arrival)
+        if rounds.worthwhile:
+            rounds.begin(window)
+
+    def _promote(self, window: Window, fitted: Fitted, errors: Mapping[int, Errors], arrival: int) -> None:
+        used = slice(fitted.start, int(np.searchsorted(window.arrivals, arrival, side="right")))
         table = ErrorTable.of(errors)
-        used = slice(fitted.start, len(window))
         served = Served(
-            version=1 + (self._served.version if self._served else 0),
+            version=self._version + 1,
             trained_on=used.stop - used.start,
             last_step=int(window.steps[used].max()),
             reduction=fitted.reduction,
             dynamics=fitted.model,
             readout=read_out(window, fitted.course, fitted.start),
             table=table,
-            cloud=cloud_of(fitted.course, used, found.course.outside[window.split :]),
+            cloud=cloud_of(fitted.course, used),
             lowest=window.controls[used].min(axis=0),
             highest=window.controls[used].max(axis=0),
         )
-        self._serve(served, int(window.arrivals[-1]))
+        self._serve(served, arrival)
         self._backtests = backtests(errors, table)

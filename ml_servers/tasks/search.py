@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ml_servers.models import affine, readout
 from ml_servers.models.affine import Affine
+from ml_servers.models.networks import Ensemble
 from ml_servers.models.pod import Decomposition, Floats32, Gram, Reduction, build, decompose, whole
-from ml_servers.tasks.backtest import Dynamics, Errors, gain, horizon_errors, log_score
+from ml_servers.tasks.backtest import ENOUGH_STARTS, Dynamics, Errors, gain, horizon_errors, log_score
 from ml_servers.tasks.served import Cloud
 from ml_servers.tasks.trajectory import Course, Layout, clipped
 
@@ -21,10 +22,10 @@ Indices = NDArray[np.int64]
 _RANKS = (2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 _STATES_PER_MODE = 2.5
 _NEXT_WINDOW = 0.7
+_REFINED_BONUS = 0.05
+"""A refined map is preferred when it is worse by less than this share: hold-outs are short beside what maps are for."""
 _CLOUD = 512
-_TRAJECTORIES = 8
-_ENOUGH_STARTS = 8
-_EARLIER_SHARES = (0.5, 0.65, 0.8)
+_EARLIER_SHARES = (0.33, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Window:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def seen(self) -> int:
+        """Arrival number of the last state before the hold-out."""
+        return int(self.arrivals[self.split - 1]) if self.split else -1
+
     def held_out(self, after: int = -1) -> affine.Runs:
         """Runs of the hold-out that arrived after a given arrival number."""
         first = int(np.searchsorted(self.arrivals, after, side="right"))
@@ -72,9 +78,9 @@ class Window:
 
 
 def split_point(n: int, runs: affine.Runs, share: float) -> int:
-    """Where a hold-out of the newest states begins.
+    """Where a hold-out of the newest states begins: where a trajectory does, so that none is on both sides.
 
-    Few trajectories: at a point in time. Many: where one begins, so that none is on both sides.
+    Only where that would leave less than half of the other states to train on is a trajectory cut in time.
 
     Args:
         n: Number of states.
@@ -82,9 +88,8 @@ def split_point(n: int, runs: affine.Runs, share: float) -> int:
         share: Share of the states to hold out, at least.
     """
     split = int(n * (1 - share))
-    if len(runs) < _TRAJECTORIES:
-        return split
-    return max(start for start, _ in runs if start <= split)
+    begins = max((start for start, _ in runs if start <= split), default=0)
+    return begins if begins >= split / 2 else split
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,8 @@ def search(window: Window, rank: int, least: int) -> Candidate | None:
         train = slice(window.split - length, window.split)
         for space in _spaces(window, products, train, rank):
             for candidate in _estimates(window, train, space):
-                if candidate.scores and (best is None or gain(candidate.scores, best.scores) > 0):
+                handicap = _REFINED_BONUS * (best.refined - candidate.refined) if best else 0.0
+                if candidate.scores and (best is None or gain(candidate.scores, best.scores) > handicap):
                     best = candidate
         length = int(length * _NEXT_WINDOW)
     return best
@@ -149,11 +155,11 @@ def search(window: Window, rank: int, least: int) -> Candidate | None:
 def earlier_origins(window: Window, chosen: Candidate, least: int) -> dict[int, Errors]:
     """Back-tests of a chosen candidate, those over long horizons by its like trained on earlier and less data.
 
-    A hold-out of a third of the window is too short for long horizons. So the same rank, estimator and length of window
+    The hold-out is too short for long horizons. So the same rank, estimator and length of window
     are also trained before earlier splits, and tested on all that follows: a rolling origin (L. J. Tashman, Int. J.
     Forecast. 16, 437, 2000). At each horizon the latest origin with enough starts counts.
     """
-    found = {h: e for h, e in chosen.errors.items() if len(e.observed) >= _ENOUGH_STARTS}
+    found = {h: e for h, e in chosen.errors.items() if len(e.observed) >= ENOUGH_STARTS}
     rest = dict(chosen.errors)
     if window.gram is not None and isinstance(chosen.coordinates, Decomposition):
         products = window.gram.of(window.index)
@@ -164,9 +170,9 @@ def earlier_origins(window: Window, chosen: Candidate, least: int) -> dict[int, 
                 continue
             train = slice(earlier.split - length, earlier.split)
             most = min(len(chosen.coordinates.weights), int(length / _STATES_PER_MODE))
-            like = _estimates(earlier, train, decompose(products, train, most))
+            like = _estimates(earlier, train, decompose(window.layout.sizes, products, train, most))
             for candidate in [c for c in like if c.refined == chosen.refined]:
-                enough = {h: e for h, e in candidate.errors.items() if len(e.observed) >= _ENOUGH_STARTS}
+                enough = {h: e for h, e in candidate.errors.items() if len(e.observed) >= ENOUGH_STARTS}
                 found = enough | found
     return found or rest
 
@@ -178,7 +184,7 @@ def _spaces(
         yield whole(window.layout.sizes, window.rows[window.index[train]], window.origin)
         return
     most = min(rank, int((train.stop - train.start) / _STATES_PER_MODE))
-    full = decompose(products, train, most)
+    full = decompose(window.layout.sizes, products, train, most)
     for modes in sorted({min(r, len(full.weights)) for r in (*_RANKS, most) if r <= most}):
         yield full.truncated(modes)
 
@@ -201,7 +207,7 @@ def _estimates(window: Window, train: slice, space: Decomposition | Reduction) -
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A candidate after its last refit, hold-out included: ready to serve.
+    """A model ready to serve.
 
     Attributes:
         reduction: Its latent space in full.
@@ -211,28 +217,33 @@ class Fitted:
     """
 
     reduction: Reduction
-    model: Affine
+    model: Affine | Ensemble
     course: Course
     start: int
 
 
 def finish(window: Window, candidate: Candidate) -> Fitted:
-    """Builds the latent space of a candidate in full and fits the map again, to the hold-out too.
+    """Fits a candidate again, to the hold-out too, and builds its latent space in full.
 
     If a window shorter than all of the states was best, the states are not from one stationary regime (a transient dies
     out), and the newest states of the same number are used; otherwise all.
     """
-    space = candidate.coordinates
     length = candidate.train.stop - candidate.train.start
     start = 0 if candidate.train.start == 0 else len(window) - length
-    if isinstance(space, Decomposition):
-        space = build(window.layout.sizes, window.rows, window.index[candidate.train], space, window.origin)
+    space = _in_full(window, candidate.coordinates, slice(start, len(window)))
     course = window.course(space)
     runs = clipped(window.runs, start, len(window))
     model = affine.fit(course.latents, course.controls, runs)
     if candidate.refined:
         model = affine.refine(model, course.latents, runs)
     return Fitted(space, model, course, start)
+
+
+def _in_full(window: Window, space: Decomposition | Reduction, train: slice) -> Reduction:
+    if isinstance(space, Reduction) or window.gram is None:
+        return whole(window.layout.sizes, window.rows[window.index[train]], window.origin)
+    found = decompose(window.layout.sizes, window.gram.of(window.index), train, len(space.weights))
+    return build(window.layout.sizes, window.rows, window.index[train], found, window.origin)
 
 
 def read_out(window: Window, course: Course, start: int) -> readout.Readout | None:
@@ -244,18 +255,17 @@ def read_out(window: Window, course: Course, start: int) -> readout.Readout | No
     return readout.fit(course.latents[known], window.observables[known], held_out)
 
 
-def cloud_of(course: Course, train: slice, outside: Floats) -> Cloud:
+def cloud_of(course: Course, train: slice) -> Cloud:
     """Where the states trained on lie, and how far from them others ordinarily are.
 
     Args:
         course: All states of the window.
-        train: Those trained on. The distances of the later half to the earlier half are the ordinary ones.
-        outside: Squared norms that the latent space leaves out of states not trained on.
+        train: Those trained on. The distances of the later half from the earlier half are the ordinary ones.
     """
     middle = (train.start + train.stop) // 2
     earlier, later = course.latents[train.start : middle], course.latents[middle : train.stop]
     others = later[:: max(1, len(later) // 128)]
     distance = np.sqrt(((others[:, None] - earlier[None]) ** 2).sum(axis=2).min(axis=1))
     chosen = np.unique(np.linspace(train.start, train.stop - 1, min(_CLOUD, train.stop - train.start)).astype(int))
-    spacing = float(np.quantile(distance, 0.95))
-    return Cloud(course.latents[chosen], spacing, float(np.sqrt(np.quantile(outside, 0.95))))
+    outside = float(np.sqrt(np.quantile(course.outside[train], 0.95)))
+    return Cloud(course.latents[chosen], float(np.quantile(distance, 0.95)), outside)

@@ -30,8 +30,8 @@ class Cloud:
 
     Attributes:
         states: Some training states, shape (n, r).
-        spacing: Distance to the nearest of them that is ordinary for states not trained on.
-        outside: Norm outside the latent space that is ordinary for states not trained on.
+        spacing: Distance from the nearest of them that is ordinary.
+        outside: Norm outside the latent space that is ordinary.
     """
 
     states: Floats

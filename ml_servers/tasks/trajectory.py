@@ -11,28 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_servers.models.affine import Runs
-from ml_servers.models.pod import field_slices
+from ml_servers.models.pod import chunks, field_slices
 from schemas.fields import Array, FieldSpec, Snapshot, with_role
 
 Floats = NDArray[np.float64]
-
-
-def relative_error(predicted: Sequence[Array], true: Sequence[Array], scales: Sequence[float]) -> float:
-    """The relative error used everywhere: rms over rms fluctuation, fields weighted equally.
-
-    For each field the rms difference over its rms fluctuation (about the mean, over the training window and all its
-    values); then the root mean square over fields. In latent coordinates it is the norm of the difference.
-
-    Args:
-        predicted: One array per state field.
-        true: The same shapes.
-        scales: Rms fluctuation of each field, in its unit.
-    """
-    squares = [
-        np.mean(np.subtract(p, t, dtype=np.float64) ** 2) / s**2
-        for p, t, s in zip(predicted, true, scales, strict=True)
-    ]
-    return float(np.sqrt(np.mean(squares)))
 
 
 class Layout:
@@ -73,8 +55,10 @@ class Layout:
             values = np.asarray(snapshot[spec.name]).reshape(-1)
             if origin is None:
                 out[columns] = values
-            else:
-                np.subtract(values, origin[columns], out=out[columns], casting="unsafe")
+                continue
+            for part in chunks(columns):  # piece by piece: differences stay in cache until they are rounded
+                here = slice(part.start - columns.start, part.stop - columns.start)
+                out[part] = np.asarray(values[here], np.float64) - origin[part]
 
     def by_field(self, snapshot: Snapshot) -> list[Array]:
         """The state fields, shape (size,) each: views where memory allows."""

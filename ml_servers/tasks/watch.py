@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from coupler.change import PageHinkley
 from ml_servers.buffer import View
+from ml_servers.models.affine import Affine
 from ml_servers.tasks.backtest import Errors, horizon_errors
 from ml_servers.tasks.served import Served
 from ml_servers.tasks.trajectory import Course, runs_of
@@ -53,10 +54,25 @@ class Watch:
                 previous = self._record[-1]
                 (predicted, _) = next(iter(self.served.dynamics.course(previous[2][None], previous[4][None], 1)))
                 error = float(np.sqrt(((predicted[0] - latents[i]) ** 2).sum() + outside[i]))
-                # In octaves above the ordinary: a tenfold error for three steps alarms, a doubled one never does.
-                changed |= self._test.update(float(np.log2(max(error, _FLOOR) / self._ordinary)))
+                if self._familiar(previous[2], previous[4]):
+                    # In octaves above the ordinary: a tenfold error for four steps alarms, a doubled one never does.
+                    changed |= self._test.update(float(np.log2(max(error, _FLOOR) / self._ordinary)))
             self._record.append((step, segment, latents[i], float(outside[i]), controls[i]))
         return changed
+
+    def _familiar(self, latent: Floats, controls: Floats) -> bool:
+        """Whether an error at this state would speak of a change of dynamics.
+
+        For large states it always does: their coordinates are made of the states of one regime. In a small system it
+        does if a network errs among the states it was trained on; elsewhere a state may just be new, and an affine map
+        of a nonlinear system is only right near the trajectory that it was trained on.
+        """
+        served = self.served
+        if served.reduction.modes is not None:
+            return True
+        if isinstance(served.dynamics, Affine):
+            return False
+        return not served.covers(controls) or served.cloud.excess(latent) <= served.cloud.spacing
 
     def drop(self, step: int) -> None:
         """Forgets states from a step on: their branch was left."""
