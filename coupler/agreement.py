@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from coupler.ranks import Ranks
+from coupler.contracts import Invariant
+from coupler.ranks import Operation, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,15 @@ def agree_objection(ranks: Ranks, objection: str) -> str:
     if first == ranks.size:
         return ""
     return str(ranks.bcast(f"rank {first}: {objection}", first))
+
+
+def totals(ranks: Ranks, names: Iterable[str], items: Mapping[str, Invariant]) -> dict[str, float]:
+    """Global values of named invariants, from every rank's contributions. Collective."""
+    values: dict[str, float] = {}
+    operations: tuple[Operation, ...] = ("sum", "max")
+    for operation in operations:
+        wanted = [name for name in sorted(names) if name in items and items[name].reduction == operation]
+        if wanted:
+            own = np.array([items[name].value for name in wanted], dtype=np.float64)
+            values |= dict(zip(wanted, map(float, ranks.allreduce(own, operation)), strict=True))
+    return values

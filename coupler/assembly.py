@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -47,19 +48,29 @@ class Layout:
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ids: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
+    def note(self, name: str, block: Block) -> None:
+        """Notes where a Block belongs."""
+        self.offset[name], self.shape[name] = block.offset, block.array.shape
+        if block.ids is not None:
+            self.ids[name] = block.ids.copy()
+
+    def count(self, name: str) -> int:
+        """Values of a field that the rank owns."""
+        return math.prod(self.shape[name])
+
 
 @dataclass(slots=True)
 class _Partial:
     arrays: Mapping[str, Array]
     snapshot: Snapshot
-    ranks: set[int] = field(default_factory=set)
+    layouts: dict[int, Layout] = field(default_factory=dict)
 
 
 class Assembly:
-    """Joins what the ranks send for one step. At most `depth` steps are open; an older one is dropped and counted.
+    """Joins what the ranks send for one step. At most `depth` steps are open; the oldest is dropped and counted.
 
     Attributes:
-        layouts: Layout by rank.
+        layouts: Layout by rank, of the last complete state; particles wander, so layouts of two states do not mix.
         dropped: Steps given up because a block never came.
     """
 
@@ -90,24 +101,40 @@ class Assembly:
             The global Snapshot once every rank has sent its part of that step, else None.
 
         Raises:
-            ValueError: A Block does not fit its FieldSpec, or a field is missing.
+            ValueError: A Block does not fit its FieldSpec, a field is missing, or all Blocks of a step together do not
+                fill a field (a stale value in the gap would be wrong silently).
         """
         for name, spec in self.fields.items():
             block = part.blocks.get(name)
             sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)
             if sentence:
                 raise ValueError(sentence)
+        for step, other in self._open.items():
+            if step >= part.step:  # a rank sends its steps in order: what it sent of later ones is of a branch it left
+                other.layouts.pop(rank, None)
         partial = self._open.get(part.step)
         if partial is None:
             self._make_room()
             partial = self._open[part.step] = _Partial(self._source.acquire(), part)
+        layout = partial.layouts[rank] = Layout()
         for name, spec in self.fields.items():
-            self._place(rank, spec, part.blocks[name], partial.arrays[name])
-        partial.ranks.add(rank)
-        if len(partial.ranks) < self._ranks:
+            layout.note(name, part.blocks[name])
+            if spec.kind != "scalar" or rank == 0:
+                _place(part.blocks[name], partial.arrays[name])
+        if len(partial.layouts) < self._ranks:
             return None
         del self._open[part.step]
+        self.layouts = [partial.layouts[rank] for rank in range(self._ranks)]
+        if gap := self._gap():
+            self._source.discard(partial.arrays)
+            raise ValueError(gap)
         return whole(partial.snapshot, partial.arrays)
+
+    def clear(self) -> None:
+        """Gives up every open step: the ranks start again, or left the branch that they were on."""
+        for partial in self._open.values():
+            self._source.discard(partial.arrays)
+        self._open.clear()
 
     def part(self, rank: int, arrays: Mapping[str, Array]) -> dict[str, Block]:
         """The Blocks of a global state that belong to a rank, as it owned them in its last message."""
@@ -118,28 +145,31 @@ class Assembly:
                 blocks[name] = Block(array[ids], (), ids)
             elif name in layout.offset:
                 offset = layout.offset[name]
-                window = tuple(slice(o, o + n) for o, n in zip(offset, layout.shape[name], strict=True))
-                blocks[name] = Block(array[window], offset)
+                blocks[name] = Block(array[_window(offset, layout.shape[name])], offset)
         return blocks
 
     def _make_room(self) -> None:
         while len(self._open) >= self._depth:
-            self._source.discard(self._open.pop(min(self._open)).arrays)
+            self._source.discard(self._open.pop(next(iter(self._open))).arrays)
             self.dropped += 1
 
-    def _place(self, rank: int, spec: FieldSpec, block: Block, target: Array) -> None:
-        layout = self.layouts[rank]
-        if block.ids is not None:
-            if block.ids.size and not (block.ids.min() >= 0 and block.ids.max() < spec.shape[0]):
-                raise ValueError(f"field {spec.name!r} came with ids outside 0..{spec.shape[0] - 1}")
-            layout.ids[spec.name] = block.ids.copy()
-            target[block.ids] = block.array
-        elif spec.kind != "scalar" or rank == 0:
-            layout.offset[spec.name], layout.shape[spec.name] = block.offset, block.array.shape
-            window = tuple(slice(o, o + n) for o, n in zip(block.offset, block.array.shape, strict=True))
-            target[window] = block.array
-        else:
-            layout.offset[spec.name], layout.shape[spec.name] = block.offset, block.array.shape
+    def _gap(self) -> str:
+        for name, spec in self.fields.items():
+            here = sum(layout.count(name) for layout in self.layouts)
+            if spec.kind != "scalar" and here < math.prod(spec.shape):
+                return f"the blocks of field {name!r} hold {here} values together; its shape {spec.shape} needs more"
+        return ""
+
+
+def _place(block: Block, target: Array) -> None:
+    if block.ids is not None:
+        target[block.ids] = block.array
+    else:
+        target[_window(block.offset, block.array.shape)] = block.array
+
+
+def _window(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 def whole(like: Snapshot, arrays: Mapping[str, Array]) -> Snapshot:
@@ -165,8 +195,28 @@ def blend(
     mixed = {}
     for name, block in learned.items():
         if name in linear and weight < 1.0:
-            array = weight * np.asarray(block.array, float) + (1.0 - weight) * np.asarray(integrated[name], float)
+            own = np.asarray(integrated[name], float)[_rows(block, integrated.blocks[name])]
+            array = weight * np.asarray(block.array, float) + (1.0 - weight) * own
             mixed[name] = Block(array.astype(block.array.dtype), block.offset, block.ids)
         else:
             mixed[name] = block
     return mixed
+
+
+def unmixable(integrated: Snapshot, learned: Mapping[str, Block]) -> str:
+    """Why a learned state cannot be mixed into an integrated one (the particles of this rank changed); else empty."""
+    for name, block in learned.items():
+        own = integrated.blocks[name]
+        if block.array.shape != own.array.shape or (
+            block.ids is not None and own.ids is not None and not np.array_equal(np.sort(block.ids), np.sort(own.ids))
+        ):
+            return f"field {name!r} of this rank holds other particles or cells than the learned state"
+    return ""
+
+
+def _rows(learned: Block, own: Block) -> slice | NDArray[np.int64]:
+    """Rows of `own` in the order of the learned Block."""
+    if learned.ids is None or own.ids is None or np.array_equal(learned.ids, own.ids):
+        return slice(None)
+    order = np.argsort(own.ids)
+    return order[np.searchsorted(own.ids, learned.ids, sorter=order)]

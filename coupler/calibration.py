@@ -61,8 +61,8 @@ class Calibration(msgspec.Struct, frozen=True):
 
     def bound(self, horizon: int, estimate: float) -> float:
         """Calibrated bound of the error of a forecast over `horizon` steps whose own estimate is given."""
-        quantile = self.quantile(horizon)
-        return quantile * max(estimate, FLOOR) if math.isfinite(quantile) else math.inf
+        bound = self.quantile(horizon) * max(estimate, FLOOR)
+        return bound if math.isfinite(bound) else math.inf
 
     def horizon(self, tolerance: float, cap: int) -> int:
         """Longest horizon up to `cap` whose bound, at its typical estimate, keeps the tolerance; 0 when none does.
@@ -90,6 +90,15 @@ class Calibration(msgspec.Struct, frozen=True):
             by_horizon.setdefault(test.horizon, []).append(test)
         ratios, estimates = {}, {}
         for h, tests in by_horizon.items():
-            ratios[h] = tuple(sorted(t.observed / max(t.estimated, FLOOR) for t in tests))
-            estimates[h] = sorted(t.estimated for t in tests)[len(tests) // 2]
+            ratios[h] = tuple(sorted(_ratio(t) for t in tests))
+            estimates[h] = sorted(_or_infinity(t.estimated) for t in tests)[len(tests) // 2]
         return msgspec.structs.replace(self, ratios=ratios, estimates=estimates)
+
+
+def _ratio(test: Backtest) -> float:
+    return _or_infinity(test.observed / max(test.estimated, FLOOR)) if math.isfinite(test.estimated) else math.inf
+
+
+def _or_infinity(value: float) -> float:
+    """A number that is not finite, or none at all, promises nothing."""
+    return value if math.isfinite(value) else math.inf

@@ -71,6 +71,15 @@ class Viewable(Protocol):
         ...
 
 
+@runtime_checkable
+class Scheduled(Protocol):
+    """A Simulation that can tell, for the report only, when its forcing changes; also what it announces to nobody."""
+
+    def changes(self) -> Sequence[tuple[float, bool]]:
+        """Simulated time of each change, and whether it is announced through `Snapshot.controls_until`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """What the host shall do now: the value of `Coupling.exchange`, already agreed by all ranks and guarded.

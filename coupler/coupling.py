@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,23 +10,21 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from coupler.agreement import Vote, agree, agree_decision, agree_objection
-from coupler.assembly import blend
+from coupler import soundness
+from coupler.agreement import Vote, agree, agree_decision, agree_objection, totals
+from coupler.assembly import blend, unmixable
+from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
-from coupler.errors import SchemaMismatch, SimulationFailed
-from coupler.guard import Guard, all_finite
+from coupler.guard import Guard
 from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
-from schemas import messages, wire
-from schemas.fields import Block, FieldSpec, Snapshot, misfit
-from schemas.messages import Action
+from schemas import messages
+from schemas.fields import Block, FieldSpec, Snapshot
+from schemas.messages import Action, Phase
 
-LINGER_S = 0.2
-"""Time that the farewell gets to leave."""
 SAVED_STATES = 2
 """Saved states kept for a rewind."""
 
@@ -91,33 +90,35 @@ class Coupling:
         self.guard = guard or Guard()
         self.ledger = Ledger(clock)
         self.saved: dict[int, object] = {}
-        self.advice = Advice.direct("not asked yet", terms.dt)
-        self._link = link
+        self.advice = self._newest = Advice.direct("not asked yet", terms.dt)
         self._clock = clock
         self._record = recorder or RunRecorder(None)
-        self._reductions = {name: item.reduction for name, item in (invariants or {}).items()}
         hello = messages.Hello(
             messages.VERSION,
             terms.run,
             self.ranks.rank,
             self.ranks.size,
             tuple(fields),
-            dict(self._reductions),
+            {name: item.reduction for name, item in (invariants or {}).items()},
             start_step,
             terms.last_step,
             can_rewind,
         )
         self._protocol = ClientProtocol(hello)
+        self._channel: Channel | None = None
+        if link is not None:
+            self._channel = Channel(link, self._protocol, clock, terms.max_message_bytes, digest=terms.digest)
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
+        self._adopted = 0  # decision of the last learned state taken and not undone
         self._state_is_direct = True
+        self._jumped_to = -1  # step of the last state that was adopted or blended
+        self._may_keep = True  # whether the present state may be kept for a rewind
         self._refused = ""
         self._next_ask = start_step
         self._stall_s = 0.0
         self._dt_now = 0.0  # dt last advised, 0 for none
-        self.garbled = 0  # messages that could not be read, and why the last one could not
-        self.last_garbled = ""
         self._step = start_step
         self._closed = False
 
@@ -133,6 +134,11 @@ class Coupling:
     def books(self) -> dict[str, Any]:
         """What became of the samples of this rank's stream."""
         return self._protocol.books.summary()
+
+    @property
+    def garbled(self) -> int:
+        """Messages that could not be read."""
+        return self._channel.garbled if self._channel else 0
 
     def exchange(
         self, snapshot: Snapshot, until: int | None = None, invariants: Mapping[str, Invariant] | None = None
@@ -156,14 +162,19 @@ class Coupling:
         """
         self.ledger.enter()
         self._step = snapshot.step
+        if (self._standing or self._mixed) and snapshot.step != self._jumped_to:
+            self._standing = self._mixed = self._adopted = 0
+            self._refused = "the host did not take the learned state"
+            self._jump(snapshot.step - 1, snapshot.step)
         self._state_is_direct = self._standing == 0 and self._mixed == 0
         if self._standing == 0:
             self._record.observed(snapshot, self.fields, self._mixed)
-        if self._link is None:
+        self._mixed = 0
+        if self._channel is None:
             self.advice = self._direct("coupling is off", snapshot)
         else:
             last = self.terms.last_step if until is None else until
-            self.advice = self._ask(snapshot, last, invariants or {})
+            self.advice = self._ask(self._channel, snapshot, last, invariants or {})
         learned = self.advice.snapshot
         stall = self.ledger.leave(learned.step - snapshot.step if learned and self.advice.weight >= 1.0 else 0)
         self._stall_s += stall
@@ -171,17 +182,20 @@ class Coupling:
         return self.advice
 
     def push(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> None:
-        """Streams a directly integrated state without asking; dropped and counted when the window is full."""
-        if self._link is None:
+        """Streams a directly integrated state without asking; dropped and counted when the window is full.
+
+        A learned or blended state is not sent: only directly integrated ones train.
+        """
+        if self._channel is None or self._standing or self._mixed:
             return
-        self._drain(0.0)
-        vote = agree(self.ranks, Vote(0, self._protocol.may_send, self._fault(snapshot)))
-        self._raise(vote.fault, snapshot)
+        self._channel.drain(0.0)
+        vote = agree(self.ranks, Vote(0, self._protocol.may_send, soundness.fault(self.fields, snapshot)))
+        soundness.require(vote.fault, self.fields, snapshot)
         if vote.may_send:
             values = {name: item.value for name, item in (invariants or {}).items()}
-            self._post(snapshot, snapshot.blocks, lambda stamp: messages.Push(stamp, values))
+            self._channel.post(snapshot, snapshot.blocks, lambda stamp: messages.Push(stamp, values), sample=True)
         else:
-            self._protocol.dropped(self._why_closed())
+            self._protocol.dropped(self._channel.why_closed())
 
     def apply(self, simulation: Simulation, advice: Advice) -> None:
         """Carries an Advice out on a Simulation: integrate, adopt (saving first), blend or restore.
@@ -198,14 +212,26 @@ class Coupling:
             self._adopt(simulation, advice, advice.snapshot)
 
     def finish(self, snapshot: Snapshot) -> None:
-        """Notes the last state of the run, which is not asked about."""
+        """Notes the last state of the run, which is not asked about. Collective.
+
+        Raises:
+            SchemaMismatch: A field changed its shape or dtype.
+            SimulationFailed: The state is not finite: a run whose end is not must not pass for finished.
+        """
         self.ledger.enter()
         self._step = snapshot.step
+        vote = agree(self.ranks, Vote(0, True, soundness.fault(self.fields, snapshot)))
+        soundness.require(vote.fault, self.fields, snapshot)
         if self._standing == 0:
             self._record.observed(snapshot, self.fields, self._mixed)
 
     def keep(self, step: int, token: object) -> None:
-        """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes."""
+        """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes.
+
+        A state that was not directly integrated from a verified one is not kept: a rewind to it would prove nothing.
+        """
+        if not self._may_keep:
+            return
         self.saved[step] = token
         while len(self.saved) > SAVED_STATES:
             del self.saved[min(self.saved)]
@@ -215,56 +241,51 @@ class Coupling:
         if self._closed:
             return
         self._closed = True
-        if self._link is not None:
-            if self._protocol.state == "open":
-                self._link.send(wire.encode(self._protocol.bye(self._step, status)))
-                end = self._clock() + wait_s
-                while self._protocol.books.in_flight and self._clock() < end:
-                    self._drain(0.02)
-            self._link.close(LINGER_S)
+        if self._channel is not None:
+            self._channel.close(self._step, status, wait_s)
         self._record.close(self.ledger, self.books)
 
     # ------------------------------------------------------------------------------------------------ one exchange
 
-    def _ask(self, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant]) -> Advice:
-        self._drain(0.0)
+    def _ask(self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant]) -> Advice:
+        channel.drain(0.0)
         due = snapshot.step >= self._next_ask
-        fault = self._fault(snapshot) if due and not self._standing else 0
+        fault = soundness.fault(self.fields, snapshot) if due and not self._standing else soundness.SOUND
         vote = agree(self.ranks, Vote(self._protocol.newest, self._protocol.may_send, fault))
-        self._raise(vote.fault, snapshot)
+        soundness.require(vote.fault, self.fields, snapshot)
         if self._standing:
-            return self._ask_and_wait(snapshot, until, invariants, vote.may_send)
+            return self._ask_and_wait(channel, snapshot, until, invariants, vote.may_send)
         if vote.decision > self._executed:
             advice = self._carry_out(vote.decision, snapshot)
             if advice.action is not Action.DIRECT:
                 return advice
             due = snapshot.step >= self._next_ask
-        if due and vote.may_send:
-            self._send_ask(snapshot, until, invariants, known=0)
-            if self.ranks.size == 1:  # alone, an answer that is already here needs no vote
-                self._drain(0.0)
-                if self._protocol.newest > self._executed:
-                    return self._carry_out(self._protocol.newest, snapshot)
-        elif due:
-            self._protocol.dropped(self._why_closed())
-        self._mixed = 0
-        return replace(self._direct(self.advice.reason, snapshot), phase=self.advice.phase)
+        sent = due and vote.may_send and self._send_ask(channel, snapshot, until, invariants, known=0)
+        if due and not vote.may_send:
+            self._protocol.dropped(channel.why_closed())
+        if sent and self.ranks.size == 1:  # alone, an answer that is already here needs no vote
+            channel.drain(0.0)
+            if self._protocol.newest > self._executed:
+                return self._carry_out(self._protocol.newest, snapshot)
+        reason = self._newest.reason if sent or not due else channel.why_closed()
+        return self._direct(reason, snapshot, self._newest.phase)
 
     def _ask_and_wait(
-        self, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], may_send: bool
+        self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], may_send: bool
     ) -> Advice:
         """The host stands at a learned state: its name is sent, and the answer is waited for to the deadline."""
         known, self._standing = self._standing, 0
-        if may_send:
-            self._send_ask(snapshot, until, invariants, known)
+        sent = may_send and self._send_ask(channel, snapshot, until, invariants, known)
         end = self._clock() + self.terms.deadline_s
-        while may_send and self._protocol.newest <= self._executed and (left := end - self._clock()) > 0.0:
-            self._drain(left)
+        while sent and self._protocol.newest <= self._executed and (left := end - self._clock()) > 0.0:
+            channel.drain(left)
         decision = agree_decision(self.ranks, self._protocol.newest)
         self._next_ask = snapshot.step + 1
         if decision <= self._executed:
-            self._refused = "no answer within the deadline" if may_send else self._why_closed()
-            return self._direct(self._refused, snapshot)
+            self._refused = "no answer within the deadline" if sent else channel.why_closed()
+            self._may_keep = False
+            self._newest = self._direct(self._refused, snapshot)
+            return self._newest
         return self._carry_out(decision, snapshot)
 
     def _carry_out(self, decision: int, snapshot: Snapshot) -> Advice:
@@ -275,11 +296,11 @@ class Coupling:
         reason = agree_objection(self.ranks, objection)
         if reason or found is None:
             self._refused = reason
-            self.advice = self._direct(reason, snapshot)
-            return self.advice
+            self._newest = self._direct(reason, snapshot)
+            return self._newest
         told, blocks = found
         self._record.told(told)
-        self._next_ask = told.answers + told.lease
+        learned = told.action is Action.LEARNED
         advice = Advice(
             action=told.action,
             reason=told.reason,
@@ -290,19 +311,30 @@ class Coupling:
             version=told.version,
             decision=decision,
             phase=told.phase,
+            snapshot=Snapshot(told.step, told.time, snapshot.dt, blocks) if learned else None,
             rewind_to=told.rewind_to,
         )
-        if told.action is Action.LEARNED:
+        if learned:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
-            self._next_ask = told.step
-            advice = replace(advice, snapshot=Snapshot(told.step, told.time, snapshot.dt, blocks))
+            # An answer about a direct state says that the way to here was direct and verified.
+            self._may_keep = self._state_is_direct and told.answers > self._jumped_to
+            self._jump(told.step, told.step)
+            self._adopted = decision
         elif told.action is Action.REWIND:
             self.saved = {step: token for step, token in self.saved.items() if step <= told.rewind_to}
-            self._next_ask = told.rewind_to
+            self._jump(told.rewind_to - 1, told.rewind_to)
+            self._may_keep, self._adopted = True, 0
+        else:
+            self._next_ask = max(self._next_ask, told.answers + told.lease)
         self._dt_now = told.dt
-        self.advice = advice
+        self._newest = advice
         return advice
+
+    def _jump(self, step: int, next_ask: int) -> None:
+        """The host leaves its trajectory; answers about states before `step` are void."""
+        self._jumped_to, self._next_ask = step, next_ask
+        self._protocol.forget(step)
 
     def _objection(self, told: messages.Advice, blocks: Mapping[str, Block], snapshot: Snapshot) -> str:
         if told.action is Action.REWIND and told.rewind_to not in self.saved:
@@ -311,114 +343,66 @@ class Coupling:
             return ""
         if told.step <= snapshot.step:
             return "the learned state came too late"
-        return self.guard.objection(self.fields, blocks)
+        if not (math.isfinite(told.time) and 0.0 < told.weight <= 1.0):
+            return f"the learned state has time {told.time} and weight {told.weight}"
+        return self.guard.objection(self.fields, blocks, snapshot.blocks)
 
-    def _direct(self, reason: str, snapshot: Snapshot) -> Advice:
-        return Advice.direct(reason, self._dt(self._dt_now, snapshot))
+    def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
+        return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)
 
     def _dt(self, suggested: float, snapshot: Snapshot) -> float:
         return self.guard.dt(suggested, self.terms.dt or snapshot.dt)
 
     # ------------------------------------------------------------------------------------------------- the link
 
-    def _send_ask(self, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int) -> None:
-        direct_step_s, stall_s, refused = self.ledger.direct_step(), self._stall_s, self._refused
-        saved = tuple(sorted(self.saved))
+    def _send_ask(
+        self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int
+    ) -> bool:
         values = {name: item.value for name, item in invariants.items()}
-        direct = self._state_is_direct
-        self._post(
-            snapshot,
-            {name: snapshot.blocks[name] for name in self._controls} if known else snapshot.blocks,
-            lambda stamp: messages.Ask(stamp, until, known, direct, saved, values, refused, direct_step_s, stall_s),
-            sample=not known,
-        )
-        self._stall_s, self._refused = 0.0, ""
+        saved = tuple(sorted(self.saved))
+        figures = (self.ledger.direct_step(), self._stall_s, self._executed, self._adopted)
+        direct, refused = self._state_is_direct, self._refused
 
-    def _post(
-        self,
-        snapshot: Snapshot,
-        blocks: Mapping[str, Block],
-        make: Callable[[messages.Stamp], messages.Message],
-        sample: bool = True,
-    ) -> None:
-        assert self._link is not None
-        table, frames = wire.block_table(blocks, self.terms.digest)
-        stamp = self._protocol.stamp(snapshot, table, self._clock(), sample=sample)
-        if not self._link.send(wire.encode(make(stamp), frames)):
-            self._protocol.unsent(stamp)
+        def make(stamp: messages.Stamp) -> messages.Ask:
+            return messages.Ask(stamp, until, known, direct, saved, values, refused, *figures)
 
-    def _drain(self, timeout_s: float) -> None:
-        """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due."""
-        assert self._link is not None
-        hello = self._protocol.due_hello(self._clock())
-        if hello is not None and not self._link.send(wire.encode(hello)):
-            self._protocol.hello_unsent()
-        while (received := self._link.receive(timeout_s)) is not None:
-            timeout_s = 0.0
-            try:
-                message, blocks = wire.decode(received[1], self.terms.max_message_bytes)
-            except wire.WireError as error:
-                self.garbled += 1
-                self.last_garbled = str(error)
-                continue
-            self._protocol.receive(message, blocks)
-
-    def _why_closed(self) -> str:
-        state = self._protocol.state
-        if state == "refused":
-            return f"refused by the server: {self._protocol.refusal}"
-        return "no credit" if state == "open" else "no server yet"
+        blocks = {name: snapshot.blocks[name] for name in self._controls} if known else snapshot.blocks
+        sent = channel.post(snapshot, blocks, make, sample=not known)
+        if sent:
+            self._stall_s, self._refused = 0.0, ""
+        return sent
 
     # -------------------------------------------------------------------------------------------- the host's state
 
-    def _fault(self, snapshot: Snapshot) -> int:
-        for name, spec in self.fields.items():
-            block = snapshot.blocks.get(name)
-            if block is None or misfit(spec, block):
-                return 1
-            if not all_finite(block.array):
-                return 2
-        return 0
-
-    def _raise(self, fault: int, snapshot: Snapshot) -> None:
-        if fault == 0:
-            return
-        for name, spec in self.fields.items():
-            block = snapshot.blocks.get(name)
-            if fault == 1 and (block is None or misfit(spec, block)):
-                sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)
-                raise SchemaMismatch(f"At step {snapshot.step}, {sentence}. Fields are declared once and stay so.")
-            if fault == 2 and block is not None and not all_finite(block.array):
-                raise SimulationFailed(
-                    f"At step {snapshot.step} (time {snapshot.time:g}) field {name!r} of the simulation is not finite: "
-                    "reduce dt or check the set-up."
-                )
-        raise SimulationFailed(f"At step {snapshot.step} another rank found its state unusable; its log says why.")
-
     def _adopt(self, simulation: Simulation, advice: Advice, learned: Snapshot) -> None:
         before = simulation.snapshot().step
-        if advice.weight < 1.0:
-            simulation.integrate(advice.dt, learned.step - before)
-            mixed = blend(tuple(self.fields.values()), simulation.snapshot(), learned.blocks, advice.weight)
-            simulation.adopt(Snapshot(learned.step, learned.time, learned.dt, mixed))
-            return
-        if self._state_is_direct:
+        if self._may_keep:
             self.keep(before, simulation.save())
-        totals = self._totals(simulation)
+        if advice.weight < 1.0:
+            self._blend(simulation, advice, learned, before)
+            return
+        totals_before = self._totals(simulation)
         simulation.adopt(learned)
-        if reason := self.guard.broken(totals, self._totals(simulation)):
-            simulation.restore(self.saved[max(self.saved)])
+        reason = self.guard.broken(totals_before, self._totals(simulation))
+        if reason:
+            back = max(self.saved)
+            simulation.restore(self.saved[back])
             self._refused, self._standing = reason, 0
-            self._next_ask = max(self.saved)
+            self._jump(back - 1, back)
+            self._may_keep, self._adopted = True, 0
+            undone = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
+            self._record.decided(learned, self.fields, undone, 0.0, self._clock())
+
+    def _blend(self, simulation: Simulation, advice: Advice, learned: Snapshot, before: int) -> None:
+        simulation.integrate(advice.dt, learned.step - before)
+        integrated = simulation.snapshot()
+        reason = agree_objection(self.ranks, unmixable(integrated, learned.blocks))
+        if reason:
+            self._refused, self._mixed, self._adopted = reason, 0, 0
+            return
+        mixed = blend(tuple(self.fields.values()), integrated, learned.blocks, advice.weight)
+        simulation.adopt(Snapshot(learned.step, learned.time, learned.dt, mixed))
 
     def _totals(self, simulation: Simulation) -> dict[str, float]:
         """Global values of the guarded invariants."""
-        if not self.guard.drift:
-            return {}
-        items = simulation.invariants()
-        totals: dict[str, float] = {}
-        for reduction in ("sum", "max"):
-            names = [n for n in sorted(self.guard.drift) if n in items and items[n].reduction == reduction]
-            values = self.ranks.allreduce(np.array([items[n].value for n in names], dtype=np.float64), reduction)
-            totals |= dict(zip(names, map(float, values), strict=True))
-        return totals
+        return totals(self.ranks, self.guard.drift, simulation.invariants()) if self.guard.drift else {}

@@ -32,12 +32,16 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
             return otherwise
         return min(max(suggested, self.dt_min), self.dt_max)
 
-    def objection(self, fields: Mapping[str, FieldSpec], blocks: Mapping[str, Block]) -> str:
+    def objection(
+        self, fields: Mapping[str, FieldSpec], blocks: Mapping[str, Block], own: Mapping[str, Block] | None = None
+    ) -> str:
         """Why this rank's part of a learned state may not be adopted; empty when it may.
 
         Args:
             fields: Declared fields by name.
             blocks: Blocks that came with the Advice.
+            own: This rank's Blocks now. A learned cell Block must have the same place and shape; particles may have
+                wandered.
         """
         missing = [name for name, spec in fields.items() if spec.role == "state" and name not in blocks]
         if missing:
@@ -48,10 +52,14 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
                 return f"the learned state has an undeclared field {name!r}"
             if sentence := misfit(spec, block):
                 return sentence
+            if own is not None and spec.kind != "particle" and not _same_place(block, own[name]):
+                return f"the learned field {name!r} is not the part that this rank holds"
             if not all_finite(block.array):
                 return f"the learned field {name!r} is not finite"
-            low, high = self.bounds.get(name, (-math.inf, math.inf))
-            if block.array.size and not (low <= block.array.min() and block.array.max() <= high):
+            if name not in self.bounds or not block.array.size:
+                continue
+            low, high = self.bounds[name]
+            if not (low <= block.array.min() and block.array.max() <= high):
                 return f"the learned field {name!r} leaves its bounds [{low:g}, {high:g}]"
         return ""
 
@@ -70,6 +78,10 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
         return ""
 
 
+def _same_place(one: Block, other: Block) -> bool:
+    return one.array.shape == other.array.shape and one.offset == other.offset
+
+
 def all_finite(array: Array) -> bool:
     """Whether all values are finite: one pass without a temporary (a sum is finite only if every term is).
 
@@ -77,5 +89,7 @@ def all_finite(array: Array) -> bool:
     """
     if array.dtype.kind != "f":
         return True
+    if array.ndim == 0:
+        return math.isfinite(array)
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum()))
+        return math.isfinite(array.sum())

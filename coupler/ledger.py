@@ -61,7 +61,11 @@ class Ledger:
 
     def direct_step(self) -> float:
         """Typical (median) wall time of a recent direct step, seconds; 0 before the first."""
-        return float(np.median(self.recent)) if self.recent else 0.0
+        if not self.recent:
+            return 0.0
+        ordered = sorted(self.recent)  # np.median takes 30 us, more than all the rest of an Ask
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
     def summary(self) -> dict[str, Any]:
         """The books as plain numbers, for the run folder."""

@@ -30,17 +30,23 @@ def relative_error(
 
     Returns:
         The error; infinity when any value is not finite.
+
+    Raises:
+        ValueError: The two arrays of a field differ in shape.
     """
     total, count = 0.0, 0
     for spec in fields:
         if spec.role != "state" or spec.name not in truth:
             continue
         a, b = np.asarray(found[spec.name]), np.asarray(truth[spec.name])
+        if a.shape != b.shape:
+            raise ValueError(f"field {spec.name!r} has shape {a.shape} on one side and {b.shape} on the other")
         if b.size == 0:
             continue
-        difference = np.subtract(a, b, dtype=np.float64).ravel()
-        scale = scales.get(spec.name) or _own_scale(b)
-        total += float(difference @ difference) / scale**2
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported as infinity below
+            difference = np.subtract(a, b, dtype=np.float64).ravel()
+            norm = math.sqrt(float(difference @ difference)) / (scales.get(spec.name) or _own_scale(b))
+        total += norm * norm  # not norm**2 over scale**2: the square of a tiny scale is zero
         count += b.size
     error = math.sqrt(total / count) if count else 0.0
     return error if math.isfinite(error) else math.inf

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from coupler.contracts import Advice
+from coupler.files import write_whole
 from coupler.ledger import Ledger
 from coupler.trace import OBSERVABLES, TRACE, Observed, Record, Recorder
 from schemas import messages
-from schemas.fields import FieldSpec, Snapshot, with_role
+from schemas.fields import FieldSpec, Snapshot
 from schemas.messages import Action
 
 LEDGER = "ledger.json"
@@ -89,7 +90,7 @@ class RunRecorder:
         self._observables.close()
         if self.folder is not None:
             text = json.dumps({"time": ledger.summary(), "samples": books}, indent=1)
-            (self.folder / LEDGER).write_text(text, encoding="utf-8")
+            write_whole(self.folder / LEDGER, text)
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system, so that it survives the process."""
@@ -99,14 +100,15 @@ class RunRecorder:
     def _forecasts(self, snapshot: Snapshot, told: messages.Advice) -> None:
         if told.weight < 1.0:
             return
-        started = told.time - told.horizon * told.dt
+        dt = (told.time - snapshot.time) / (told.step - snapshot.step)
         for step in range(snapshot.step + 1, told.step + 1):
             index = step - told.answers - 1
             values = {name: series[index] for name, series in told.observables.items() if index < len(series)}
-            time = started + (index + 1) * told.dt
+            time = snapshot.time + (step - snapshot.step) * dt
             self._observables.write(Observed(step=step, time=time, origin=told.version, values=values))
 
 
 def _scalars(snapshot: Snapshot, fields: Mapping[str, FieldSpec], role: str) -> dict[str, float]:
-    names = (spec.name for spec in with_role(tuple(fields.values()), role))  # type: ignore[arg-type]
-    return {name: float(snapshot[name]) for name in names if name in snapshot.blocks}
+    blocks = snapshot.blocks
+    names = [name for name, spec in fields.items() if spec.role == role and name in blocks]
+    return {name: float(blocks[name].array.item()) for name in names if blocks[name].array.size == 1}

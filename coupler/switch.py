@@ -8,14 +8,17 @@
     LEARNED   LEARNED     the model is able and the steps since the last verified state leave room for a horizon
     LEARNED   AUDIT       no room is left, or the model is no longer able: integrate directly and compare
     AUDIT     LEARNED     the step error keeps the tolerance; the state is verified, the audit spacing doubles
-    AUDIT     DIRECT      it keeps it but the model is not able
+    AUDIT     DIRECT      it keeps it but the model is not able, or the host refused what it was told
     AUDIT     DIRECT      it does not: REWIND to the last verified state; the spacing and the cool-down start anew
-    any       DIRECT      a control left the trained range, or the stream shows that the dynamics changed
+    DIRECT    AUDIT       the host says it stands at a learned state all the same (a late Advice); so from TRIAL
+    any       DIRECT      a control left the trained range, the stream shows that the dynamics changed, or the host
+                          refused the last decision; a learned state that it stands at is audited first
 
 Able: a trained model, controls in range, a residual within `max_residual` tolerances, invariants held, and a horizon of
-at least `min_horizon` steps whose calibrated bound keeps the tolerance. The horizon is cut so that it never passes the
-next step that the host must hit, and so that an audit fits in before the next known change of a control and the end of
-the run. Hysteresis: `confirm` good forecasts to go in, one bad audit to go out, and a cool-down that doubles.
+at least `min_horizon` steps whose calibrated bound keeps the tolerance; the bound of the very forecast that would be
+adopted must keep it too. The horizon is cut so that it never passes the next step that the host must hit, and so that
+an audit fits in before the next known change of a control and the end of the run. Hysteresis: `confirm` good forecasts
+to go in, one bad audit to go out, and a cool-down that doubles.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ import msgspec
 from schemas.messages import Action, Phase
 
 NEAR = "the next event is too near"
+REFUSED = "the host refused the learned state"
+UNSURE = "the bound of this forecast is above the tolerance"
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +44,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         horizon: Longest calibrated horizon that keeps the tolerance, 0 when none does.
         room: Steps to the next step that the host must hit.
         leeway: Steps to the next event that an audit must precede: known control change or end of the run.
-        bound: Calibrated bound of the error at `horizon`.
+        bound: Calibrated bound of the error of the forecast at hand; infinity when there is none.
         error: Error of the live forecast or of the audit that this state closes; NaN when it closes none.
         residual: Distance of the state from the trained ones.
         in_range: Whether all controls lie in the trained range.
@@ -138,12 +143,12 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
         Returns:
             DIRECT, LEARNED or REWIND, and the state that also holds the horizon, the weight and the reason.
         """
-        if evidence.refused and state.phase != "direct":
-            return self._fail(state, evidence, "the host refused the learned state")
         if not evidence.direct:
             return self._after_learned(state, evidence)
         if state.phase == "audit":
             return self._close_audit(state, evidence)
+        if evidence.refused and state.phase != "direct":
+            return self._fail(state, evidence, REFUSED)
         if obstacle := self._obstacle(evidence):
             return self._leave(state, evidence, obstacle)
         if state.phase == "direct":
@@ -152,19 +157,8 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             return self._trial(state, evidence)
         return self._advance(state, evidence)
 
-    def reach(self, state: SwitchState, evidence: Evidence) -> int:
-        """Steps that the next learned action would cover if the model is able; 0 when an audit comes first.
-
-        Says which forecast to make before deciding, so that none is made in vain.
-        """
-        if not evidence.direct:
-            since = evidence.step - state.verified if state.verified >= 0 else 0
-            return max(0, self._cut(min(state.spacing, evidence.horizon) - since, evidence))
-        spacing = 2 * state.spacing if state.phase == "audit" else state.spacing
-        return max(0, self._cut(min(spacing, evidence.horizon), evidence))
-
     def _cut(self, horizon: int, e: Evidence) -> int:
-        return min(horizon, e.room, self._leeway(e))
+        return min(horizon, e.horizon, e.room, self._leeway(e))
 
     def _obstacle(self, e: Evidence) -> str:
         """Why the model is not able now; empty when it is."""
@@ -172,10 +166,10 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             (e.version == 0, "nothing learned yet"),
             (e.changed, "the dynamics changed"),
             (not e.in_range, "a control is outside the trained range"),
-            (e.residual > self.max_residual * self.tolerance, "the state is unlike the trained ones"),
-            (e.drift > 1.0, "an invariant drifted past its limit"),
+            (not e.residual <= self.max_residual * self.tolerance, "the state is unlike the trained ones"),
+            (not e.drift <= 1.0, "an invariant drifted past its limit"),
             (e.horizon < self.min_horizon, "no horizon keeps the tolerance yet"),
-            (self._leeway(e) < self.min_horizon, NEAR),
+            (e.room < 1 or self._leeway(e) < self.min_horizon, NEAR),
         )
         return next((reason for failed, reason in checks if failed), "")
 
@@ -184,23 +178,29 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
         return e.leeway - self.audit_steps - 1
 
     def _after_learned(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
-        """The host stands at a learned state: go on, or audit it."""
-        horizon = self.reach(state, e)
-        obstacle = self._obstacle(e)
-        if obstacle or horizon < 1:
+        """The host stands at a learned or blended state: go on, or audit it."""
+        if state.phase in ("direct", "trial"):  # it took a state after the model had failed: audit it, then try anew
+            return Action.DIRECT, _set(state, phase="audit", good=0, horizon=0, reason="audit: it was not expected")
+        horizon = self._cut(min(state.spacing, e.horizon) - (e.step - state.verified), e)
+        obstacle = self._obstacle(e) or (REFUSED if e.refused else "") or ("due" if horizon < 1 else "")
+        if obstacle or state.phase == "audit":
             return Action.DIRECT, _set(state, phase="audit", horizon=0, reason=f"audit: {obstacle or 'due'}")
+        if not e.bound <= self.tolerance:
+            return Action.DIRECT, _set(state, phase="audit", horizon=0, reason=f"audit: {UNSURE}")
         return Action.LEARNED, self._learned(state, horizon)
 
     def _close_audit(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
         if math.isnan(e.error):
-            return Action.DIRECT, _set(state, reason="audit: waiting for its direct state")
+            return Action.DIRECT, _set(state, horizon=0, reason="audit: waiting for its direct state")
         state = _set(state, audits=state.audits + 1)
         if e.error > self.tolerance:
             state = _set(state, rewinds=state.rewinds + 1)
             _, state = self._fail(state, e, f"audit found a step error of {e.error:.3g}")
             return Action.REWIND, state
         state = _set(state, verified=e.step, spacing=2 * state.spacing)
-        if obstacle := self._obstacle(e):
+        if e.refused:
+            return self._fail(state, e, REFUSED)
+        if obstacle := self._obstacle(e) or ("the model must pass a trial first" if state.good < self.confirm else ""):
             return self._leave(state, e, obstacle)
         return self._advance(state, e)
 
@@ -217,13 +217,15 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
         state = _set(state, good=state.good + 1, reason="the model is on trial")
         if state.good < self.confirm:
             return Action.DIRECT, state
-        state = _set(state, verified=e.step, blended=0, switches=state.switches + 1)
-        return self._advance(state, e)
+        action, after = self._advance(_set(state, blended=0), e)
+        return action, _set(after, switches=state.switches + (action is Action.LEARNED))
 
     def _advance(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
         """From a verified, directly integrated state."""
         state = _set(state, verified=e.step)
-        return Action.LEARNED, self._learned(state, self._cut(min(state.spacing, e.horizon), e))
+        if not e.bound <= self.tolerance:
+            return self._leave(state, e, UNSURE)
+        return Action.LEARNED, self._learned(state, self._cut(state.spacing, e))
 
     def _learned(self, state: SwitchState, horizon: int) -> SwitchState:
         if state.blended < self.blend_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -158,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("coupler: stopped by Ctrl-C", error=True)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return code if isinstance(code, int) else 0
 
 

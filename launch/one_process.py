@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,56 +24,92 @@ HUB_BYTES = 1 << 30
 
 
 class PumpedLink:
-    """A client's Link whose `receive` first lets the other side do all the work that is due, in this thread."""
+    """A client's Link whose `receive` first lets the other side do all the work that is due, in this thread.
 
-    def __init__(self, link: Link, pump: Callable[[], None]) -> None:
-        """Args: link: Connected Link. pump: Runs the server and the trainers until they have nothing more to do."""
-        self._link, self._pump = link, pump
+    When the other side raises, it is over: from then on nothing is taken and nothing comes, as after a crash.
+    """
+
+    def __init__(self, link: Link, pump: Callable[[], None], lost: Callable[[BaseException], None]) -> None:
+        """Makes the link.
+
+        Args:
+            link: Connected Link.
+            pump: Runs the server and the trainers until they have nothing more to do.
+            lost: Takes what they raised.
+        """
+        self._link, self._pump, self._lost = link, pump, lost
+        self._over = False
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:
         """See `Link.send`."""
-        return self._link.send(frames, peer)
+        return not self._over and self._link.send(frames, peer)
 
     def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:  # noqa: ARG002
         """See `Link.receive`; never waits, since whatever can come is there after pumping."""
-        self._pump()
-        return self._link.receive(0.0)
+        self._let_work()
+        return None if self._over else self._link.receive(0.0)
 
     def close(self, linger_s: float = 0.0) -> None:
         """See `Link.close`."""
-        self._pump()
+        self._let_work()
         self._link.close(linger_s)
 
+    def _let_work(self) -> None:
+        if self._over:
+            return
+        try:
+            self._pump()
+        except (Exception, SystemExit) as error:  # plug-ins run there; the simulation goes on without them
+            self._over = True
+            self._lost(error)
 
-def run(spec: RunSpec, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+
+def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]) -> dict[str, Any]:
     """Runs a case in this process.
 
     Args:
         spec: The case, of rung `inline` or `threads`.
         folder: Its run folder, made ready.
         log: Takes the server's lines.
+        lost: Takes a sentence when a part of the server side fails; the simulation goes on without it.
 
     Returns:
         The facts that `sim_clients` gives for the summary.
     """
     if spec.run.mode == "off":
         return client.run(spec, folder, Ranks())
+
+    def failed(who: str, error: BaseException) -> None:
+        log("".join(traceback.format_exception(error)))
+        lost.append(f"The {who} failed ({type(error).__name__}: {error}); see logs/server.log.")
+
     hub = MemoryHub(capacity_bytes=HUB_BYTES)
     with tempfile.TemporaryDirectory(prefix="coupler-") as slots:
         server = _server(spec, folder, hub, Path(slots), log)
         trainers = [
-            Trainer(task_maker(spec), task.name, spec.run.name, hub.connect(f"trainer-{task.name}".encode()), folder)
+            Trainer(
+                task_maker(spec),
+                task.name,
+                spec.run.name,
+                hub.connect(f"trainer-{task.name}".encode()),
+                folder,
+                log=log,
+            )
             for task in spec.tasks
         ]
         link = hub.connect(b"rank-0")
         try:
             if spec.run.rung == "inline":
-                return client.run(spec, folder, Ranks(), link=PumpedLink(link, lambda: _pump(server, trainers)))
-            return _threads(spec, folder, link, server, trainers)
+                pumped = PumpedLink(link, lambda: _pump(server, trainers), lambda error: failed("server side", error))
+                return client.run(spec, folder, Ranks(), link=pumped)
+            return _threads(spec, folder, link, server, trainers, failed)
         finally:
-            server.close()
-            for trainer in trainers:
-                trainer.close()
+            closings = [("server", server.close), *((f"trainer of {t.name}", t.close) for t in trainers)]
+            for who, close in closings:
+                try:
+                    close()
+                except Exception as error:  # the books of a server that failed may be beyond repair
+                    failed(who, error)
 
 
 def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Callable[[str], None]) -> Server:
@@ -105,10 +142,24 @@ def _pump(server: Server, trainers: list[Trainer]) -> None:
         pass
 
 
-def _threads(spec: RunSpec, folder: Path, link: Link, server: Server, trainers: list[Trainer]) -> dict[str, Any]:
+def _threads(
+    spec: RunSpec,
+    folder: Path,
+    link: Link,
+    server: Server,
+    trainers: list[Trainer],
+    failed: Callable[[str, BaseException], None],
+) -> dict[str, Any]:
     over = threading.Event()
-    workers = [threading.Thread(target=server.serve, args=(over.is_set,), name="server")]
-    workers += [threading.Thread(target=t.run, args=(over.is_set,), name=f"trainer-{t.name}") for t in trainers]
+
+    def work(who: str, serve: Callable[[Callable[[], bool]], None]) -> None:
+        try:
+            serve(over.is_set)
+        except (Exception, SystemExit) as error:  # as when its process ends
+            failed(who, error)
+
+    jobs = [("server", server.serve), *((f"trainer of {trainer.name}", trainer.run) for trainer in trainers)]
+    workers = [threading.Thread(target=work, args=job, name=job[0]) for job in jobs]
     for worker in workers:
         worker.start()
     try:

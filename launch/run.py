@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -13,15 +12,18 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from coupler import connect
 from coupler.errors import CouplerError
+from coupler.files import sweep_parts, write_whole
 from coupler.recording import LEDGER
 from launch import one_process
 from launch.plan import Process, find_mpiexec, plan
+from launch.processes import signal_name
 from launch.progress import Progress
 from launch.report.summary import summarise
-from launch.supervise import Outcome, Supervisor
+from launch.supervise import Outcome, Supervisor, last_line, undisturbed
 from ml_servers.server import SUMMARY as SERVER
 from schemas import run as run_file
 from schemas.run import RunSpec
@@ -30,6 +32,7 @@ from sim_clients.reference import REFERENCE
 
 SUMMARY = "summary.json"
 INTERRUPTED = 130
+STOPPED = "Interrupted while the reference ran; the coupled run had finished."
 
 
 def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Console | None = None) -> int:
@@ -49,7 +52,14 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
     """
     console = console or Console(stderr=True)
     prepare(spec, folder)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run(spec, folder, reference, console)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _run(spec: RunSpec, folder: Path, reference: bool, console: Console) -> int:
     began = time.perf_counter()
     console.print(f"[bold]{spec.run.name}[/]: {spec.run.steps} steps, mode {spec.run.mode}, rung {spec.run.rung}")
     outcome = _coupled(spec, folder, console)
@@ -57,12 +67,16 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
     reference_wall_s, problem = None, ""
     if reference and outcome.code == 0 and not outcome.interrupted:
         reference_wall_s, problem = _reference(spec, folder, console)
-    summary = summarise(folder, _facts(spec, folder, outcome, wall_s, reference_wall_s))
-    if problem:
-        summary |= {"status": "failed", "cause": problem}
-    _write(folder / SUMMARY, json.dumps(summary, indent=1))
-    _conclude(summary, console)
-    return INTERRUPTED if outcome.interrupted else int(outcome.code != 0 or bool(problem))
+    with undisturbed():  # the run is over; a summary takes less time than the wish to stop it
+        sweep_parts(folder)
+        summary = summarise(folder, _facts(spec, folder, outcome, wall_s, reference_wall_s))
+        if problem:
+            summary |= {"status": "stopped" if problem == STOPPED else "failed", "cause": problem}
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=1))
+        _conclude(summary, console)
+    if outcome.interrupted or problem == STOPPED:
+        return INTERRUPTED
+    return int(outcome.code != 0 or bool(problem))
 
 
 def prepare(spec: RunSpec, folder: Path) -> None:
@@ -79,36 +93,46 @@ def prepare(spec: RunSpec, folder: Path) -> None:
         from coupler.links.security import make_keys
 
         make_keys(folder / connect.KEYS)
-    _write(folder / connect.CASE, run_file.dump(spec))
+    write_whole(folder / connect.CASE, run_file.dump(spec))
 
 
 def _coupled(spec: RunSpec, folder: Path, console: Console) -> Outcome:
-    with Progress(folder, spec.run.steps, console) as progress:
+    progress = Progress(folder, spec.run.steps, console)
+    try:
         if spec.run.rung in ("inline", "threads"):
-            return _here(spec, folder, console)
+            with progress:
+                return _here(spec, folder, console)
         with Supervisor() as supervisor:
             *servers, simulation = sorted(_planned(spec, folder), key=_is_simulation)
             for process in servers:
                 supervisor.start(process)
             child = supervisor.start(simulation)
-            return supervisor.watch(child, progress.tick, lambda line: console.print(f"[yellow]{line}[/]"))
+            with progress:
+                return supervisor.watch(child, progress.tick, lambda line: console.print(f"[yellow]{escape(line)}[/]"))
+    except KeyboardInterrupt:  # before or after the watch
+        return Outcome(interrupted=True)
+    finally:
+        (folder / connect.SOCKET).unlink(missing_ok=True)  # a killed server leaves it
 
 
 def _here(spec: RunSpec, folder: Path, console: Console) -> Outcome:
     """Runs the one-process rungs; their failures are reported as those of a process would be."""
     log = (folder / "logs" / "server.log").open("a", encoding="utf-8")
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
+    outcome = Outcome(code=0)
     with log:
         try:
-            facts = one_process.run(spec, folder, lambda line: print(line, file=log, flush=True))  # noqa: T201
+            facts = one_process.run(spec, folder, lambda line: print(line, file=log, flush=True), outcome.lost)
         except KeyboardInterrupt:
-            return Outcome(interrupted=True)
-        except Exception as error:  # whatever the plug-ins raise is the cause of this run's failure
-            _write(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
+            return Outcome(interrupted=True, lost=outcome.lost)
+        except (Exception, SystemExit) as error:  # whatever the plug-ins raise is the cause of this run's failure
+            write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
             console.print_exception(max_frames=4)
-            return Outcome(code=1)
-    _write(folder / RESULT, json.dumps(facts))
-    return Outcome(code=0)
+            return Outcome(code=1, lost=outcome.lost)
+    write_whole(folder / RESULT, json.dumps(facts))
+    for sentence in outcome.lost:
+        console.print(f"[yellow]{escape(sentence)}[/]")
+    return outcome
 
 
 def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | None, str]:
@@ -120,14 +144,17 @@ def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | N
     process = replace(planned, argv=(*planned.argv, "--reference"), log=log)
     console.print("Running the same case all-direct ...")
     began = time.perf_counter()
-    with Supervisor() as supervisor:
-        outcome = supervisor.watch(supervisor.start(process), lambda: None, lambda _: None)
+    try:
+        with Supervisor() as supervisor:
+            outcome = supervisor.watch(supervisor.start(process), lambda: None, lambda _: None)
+    except KeyboardInterrupt:
+        return None, STOPPED
     wall_s = time.perf_counter() - began
     result = folder / REFERENCE / RESULT
     if outcome.interrupted:
-        return None, "The reference was interrupted."
+        return None, STOPPED
     if outcome.code != 0 or not result.exists():
-        return None, f"The reference failed; see logs/{log.name}."
+        return None, f"The reference failed: {_cause(folder / REFERENCE, outcome, log)}"
     compared = json.loads(result.read_text(encoding="utf-8"))["compared_s"]
     return wall_s - compared, ""
 
@@ -140,10 +167,13 @@ def _facts(
     books = client.get("samples", {})
     served = server.get("samples", {})
     switch = server.get("switch", {})
-    status = "finished" if outcome.code == 0 else "stopped" if outcome.interrupted else "failed"
+    stopped = outcome.interrupted or simulation.get("stopped")
+    status = "stopped" if stopped else "finished" if outcome.code == 0 else "failed"
     return {
         "status": status,
-        "cause": None if status == "finished" else _cause(folder, outcome),
+        "cause": None
+        if status == "finished"
+        else simulation.get("stopped") or _cause(folder, outcome, folder / "logs" / "simulation.log"),
         "case": spec.run.name,
         "seed": spec.run.seed,
         "mode": spec.run.mode,
@@ -163,26 +193,30 @@ def _facts(
         "lost": outcome.lost,
         "ledger": {key: ledger[key] for key in ("direct_s", "learned_s", "stall_s") if key in ledger}
         | ({"startup_s": simulation["startup_s"]} if "startup_s" in simulation else {}),
+        "rung": spec.run.rung,
+        "ranks": spec.simulation.ranks,
+        "changes": simulation.get("changes") or None,
         "torch_in_simulation": simulation.get("torch_loaded"),
     }
 
 
-def _cause(folder: Path, outcome: Outcome) -> str:
+def _cause(folder: Path, outcome: Outcome, log: Path) -> str:
     if outcome.interrupted:
         return "Interrupted."
     causes = [_read(path).get("cause", "") for path in sorted(folder.glob("simulation*.failed*"))]
     own = [cause for cause in causes if cause and not cause.startswith("Ended")]
     if own:
-        return str(own[0])
+        return str(min(own, key=lambda cause: "another rank" in cause))
     code = outcome.code or 0
     if code < 0:
-        return f"The simulation was killed by {signal.Signals(-code).name}; see logs/simulation.log."
-    return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed. See its log."
+        return f"The simulation was killed by {signal_name(-code)}; see logs/{log.name}."
+    last = f" Its last words: {line}." if (line := last_line(log)) else ""
+    return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed.{last}"
 
 
 def _conclude(summary: dict[str, Any], console: Console) -> None:
     if summary["status"] != "finished":
-        console.print(f"[red]{summary['status']}[/]: {summary['cause']}", highlight=False)
+        console.print(f"[red]{summary['status']}[/]: {escape(str(summary['cause']))}", highlight=False)
         return
     parts = [f"{100 * (summary['learned_fraction'] or 0.0):.1f} % of the simulated time was learned"]
     if summary.get("net_speedup"):
@@ -192,7 +226,7 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     for name, reason in summary.get("failures", {}).items():
-        console.print(f"[yellow]Task {name} was out of use: {reason}[/]")
+        console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
 
 
 def _planned(spec: RunSpec, folder: Path) -> tuple[Process, ...]:
@@ -213,12 +247,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _interrupt(*_: object) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import secrets
+import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from launch.plan import Process, environment
+from launch.processes import MARK, is_stopped, kill, marked, signal_name
+from ml_servers.__main__ import slot_folders
 
 WATCH_S = 0.1
 GRACE_S = 5.0
 """Time a process gets to end after it was asked to."""
 FAREWELL_S = 15.0
-"""Time the server side gets to write its books after the simulation has ended."""
+"""Time the server gets to write its books after the simulation has ended."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -31,13 +37,20 @@ class Child:
         process: What was planned.
         popen: The process; leader of a session of its own.
         log: Its log file.
-        noticed: Whether its end was reported.
+        mark: Value of `MARK` that it and all its descendants carry.
+        noticed: Whether its end was reported, or asked for.
     """
 
     process: Process
     popen: subprocess.Popen[bytes]
     log: BinaryIO
+    mark: str
     noticed: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.popen.poll() is None
 
 
 @dataclass(slots=True)
@@ -61,46 +74,50 @@ class Supervisor:
     def __init__(self) -> None:
         """Starts with no children."""
         self._children: list[Child] = []
-        self._segments = _segments()
+        self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
 
     def __enter__(self) -> Supervisor:
         """Opens the block."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops everything that still runs, and removes what killed ranks left in shared memory."""
-        self.stop([child for child in self._children if child.popen.poll() is None])
-        for child in self._children:
-            child.log.close()
-        for name in _segments() - self._segments:
-            if not _mapped(name):
-                Path("/dev/shm", name).unlink(missing_ok=True)
+        """Stops everything that still runs, and removes what killed processes left in shared memory."""
+        with undisturbed():
+            self.stop([child for child in self._children if child.runs])
+            kill(marked(self._name))  # ranks of a killed mpiexec; a child whose start was interrupted
+            for child in self._children:
+                child.log.close()
+                for folder in slot_folders(child.popen.pid):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def start(self, process: Process) -> Child:
         """Starts a process in a session of its own, its output in its log; it ends with this process at the latest."""
         log = process.log.open("ab")
-        nice = process.nice
+        nice, launcher = process.nice, os.getpid()
+        mark = f"{self._name}.{len(self._children)}"
 
         def prepare() -> None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != launcher:  # it died before the line above
+                os.kill(os.getpid(), signal.SIGKILL)
             if nice:
                 os.nice(nice)
 
         popen = subprocess.Popen(
             process.argv,
-            env=environment(process, os.environ),
+            env=environment(process, os.environ) | {MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509  the launcher starts its processes before its threads
         )
-        child = Child(process, popen, log)
+        child = Child(process, popen, log, mark)
         self._children.append(child)
         return child
 
     def watch(self, simulation: Child, tick: Callable[[], None], notice: Callable[[str], None]) -> Outcome:
-        """Waits for the simulation to end, then for the server side to close its books.
+        """Waits for the simulation to end, then for the server to close its books.
 
         Args:
             simulation: The child whose end is the end of the run.
@@ -109,43 +126,89 @@ class Supervisor:
         """
         outcome = Outcome()
         try:
-            while simulation.popen.poll() is None:
-                self._notice(simulation, outcome, notice)
+            while simulation.runs:
+                self._notice(outcome, lambda lost: notice(f"{lost} The simulation goes on directly."))
                 tick()
                 _wait(simulation.popen, WATCH_S)
             outcome.code = simulation.popen.returncode
-            end = time.monotonic() + FAREWELL_S
-            rest = [child for child in self._children if child is not simulation]
-            while outcome.code == 0 and any(c.popen.poll() is None for c in rest) and time.monotonic() < end:
-                time.sleep(0.02)
+            if outcome.code == 0:
+                self._farewell(outcome)
+                self._notice(outcome, notice)
         except KeyboardInterrupt:
             outcome.interrupted = True
-            self.stop([child for child in self._children if child.popen.poll() is None])
+            self.stop([child for child in self._children if child.runs])
         return outcome
 
     def stop(self, children: Sequence[Child]) -> None:
-        """Asks children to end (SIGTERM), and after a grace period makes their sessions (SIGKILL)."""
-        for child in children:
-            child.popen.send_signal(signal.SIGTERM)
-            child.popen.send_signal(signal.SIGCONT)  # a stopped process would never see the first
-        end = time.monotonic() + GRACE_S
-        for child in children:
-            _wait(child.popen, max(0.0, end - time.monotonic()))
-            sessions = _session(child.popen.pid)
-            for pid in sessions:
-                _kill(pid)
-            child.popen.wait()
+        """Asks children to end (SIGTERM), and after a grace period makes them and their descendants (SIGKILL)."""
+        with undisturbed():
+            for child in children:
+                _ask_to_end(child)
+            end = time.monotonic() + GRACE_S
+            for child in children:
+                _wait(child.popen, max(0.0, end - time.monotonic()))
+            for child in children:
+                kill(marked(child.mark))
+                child.popen.wait()
 
-    def _notice(self, simulation: Child, outcome: Outcome, notice: Callable[[str], None]) -> None:
-        for child in self._children:
+    def _of(self, role: str) -> list[Child]:
+        return [child for child in self._children if child.process.role == role]
+
+    def _notice(self, outcome: Outcome, notice: Callable[[str], None]) -> None:
+        """Reports server-side processes that ended early. Without the server, the trainers have nothing to do."""
+        for child in (*self._of("server"), *self._of("trainer")):
             code = child.popen.poll()
-            if child is simulation or code is None or code == 0 or child.noticed:
+            if code is None or code == 0 or child.noticed:
                 continue
             child.noticed = True
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            sentence = f"The process {child.process.name!r} {how}; see logs/{child.process.log.name}."
-            outcome.lost.append(sentence)
-            notice(f"{sentence} The simulation goes on directly.")
+            how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
+            last = f" ({line})" if code > 0 and (line := last_line(child.process.log)) else ""
+            outcome.lost.append(f"The process {child.process.name!r} {how}{last}; see logs/{child.process.log.name}.")
+            notice(outcome.lost[-1])
+            if child.process.role == "server":
+                for trainer in self._of("trainer"):
+                    if trainer.runs:
+                        _ask_to_end(trainer)
+
+    def _farewell(self, outcome: Outcome) -> None:
+        """Waits for the server, which ends when every rank has said goodbye. The trainers need no time."""
+        end = time.monotonic() + FAREWELL_S
+        servers = self._of("server")
+        while any(child.runs and not is_stopped(child.popen.pid) for child in servers) and time.monotonic() < end:
+            time.sleep(0.02)
+        for child in servers:
+            if child.runs:
+                child.noticed = True
+                how = "was stopped" if is_stopped(child.popen.pid) else "did not end"
+                outcome.lost.append(f"The process {child.process.name!r} {how} when the simulation had ended.")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """A block that SIGINT and SIGTERM do not break off: a second Ctrl-C must not leave ranks behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, cut to a reasonable length; often the exception that ended it."""
+    with contextlib.suppress(OSError):
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip()[:200] if lines else ""
+    return ""
+
+
+def _ask_to_end(child: Child) -> None:
+    child.noticed = True
+    child.popen.send_signal(signal.SIGTERM)
+    child.popen.send_signal(signal.SIGCONT)  # a stopped process would never see the first
 
 
 def _wait(popen: subprocess.Popen[bytes], timeout_s: float) -> None:
@@ -153,41 +216,3 @@ def _wait(popen: subprocess.Popen[bytes], timeout_s: float) -> None:
         popen.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _session(leader: int) -> list[int]:
-    """Living processes of the session that `leader` leads or led (mpiexec's proxies and ranks stay in it)."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
-
-
-def _segments() -> set[str]:
-    folder = Path("/dev/shm")
-    return {entry.name for entry in folder.glob("mpich*")} if folder.is_dir() else set()
-
-
-def _mapped(name: str) -> bool:
-    """Whether any process still maps a segment (another run's, started meanwhile)."""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            if f"/dev/shm/{name}" in maps.read_text():
-                return True
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
 
 log = logging.getLogger("ml_servers")
+FAILED = 1
+ASKED = 143
+"""Exit code of a process that was asked to end (SIGTERM) before the run was over: 128 + 15, as shells count."""
 
 
 class _Stop:
@@ -39,10 +43,15 @@ def shared_memory() -> Path:
     return folder if folder.is_dir() else Path(tempfile.gettempdir())
 
 
-def serve(spec: RunSpec, folder: Path, stop: _Stop) -> None:
-    """The server process of a run."""
+def slot_folders(pid: int) -> list[Path]:
+    """Folders for slots that a server process has made and not removed, because it was killed."""
+    return list(shared_memory().glob(f"coupler-{pid}-*"))
+
+
+def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
+    """The server process of a run; its exit code."""
     link = connect.listen(spec, folder)
-    with tempfile.TemporaryDirectory(prefix="coupler-", dir=shared_memory()) as slots:
+    with tempfile.TemporaryDirectory(prefix=f"coupler-{os.getpid()}-", dir=shared_memory()) as slots:
         server = Server(
             link,
             core_settings(spec),
@@ -58,16 +67,18 @@ def serve(spec: RunSpec, folder: Path, stop: _Stop) -> None:
             server.serve(stop)
         finally:
             server.close()
+        return 0 if server.core.all_finished else ASKED
 
 
-def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> None:
-    """The trainer process of one task."""
+def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> int:
+    """The trainer process of one task; its exit code."""
     link = connect.connect(spec, folder, f"trainer-{task}")
-    trainer = Trainer(task_maker(spec), task, spec.run.name, link, folder, clock=time.process_time)
+    trainer = Trainer(task_maker(spec), task, spec.run.name, link, folder, clock=time.process_time, log=log.info)
     try:
         trainer.run(stop)
     finally:
         trainer.close()
+    return FAILED if trainer.failed else 0 if trainer.halted else ASKED
 
 
 def main() -> int:
@@ -80,11 +91,7 @@ def main() -> int:
     stop = _Stop()
     spec = connect.read_case(told.folder)
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
-    if told.task is None:
-        serve(spec, told.folder, stop)
-    else:
-        train(spec, told.folder, told.task, stop)
-    return 0
+    return serve(spec, told.folder, stop) if told.task is None else train(spec, told.folder, told.task, stop)
 
 
 if __name__ == "__main__":

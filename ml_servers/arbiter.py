@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
+import numpy as np
 
 from coupler.calibration import Calibration
 from coupler.contracts import Backtest, Forecast, Task
+from coupler.errors import PluginError
+from coupler.guard import all_finite
 from coupler.norms import relative_error
 from coupler.switch import Evidence, Switch, SwitchState
-from schemas.fields import Array, Block, FieldSpec, Snapshot
-from schemas.messages import Action, Phase
+from schemas.fields import Array, Block, FieldSpec, Snapshot, copied, with_role
+from schemas.messages import Action
 
 TRIAL_HORIZON = 5
 """Steps of the live forecasts that a model on trial is judged by."""
@@ -32,11 +35,13 @@ class Surroundings:
         room: Steps to the next step that the host must hit.
         leeway: Steps to the next known change of a control, or to the end of the run.
         refused: Whether the host did not carry out the decision before.
+        adopted: Decision of the last learned state that the host took; 0 when there is none.
     """
 
     room: int
     leeway: int
     refused: bool = False
+    adopted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,21 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Live:
-    step: int
+    origin: int
     bound: float
     forecast: Forecast
+
+    @property
+    def step(self) -> int:
+        return self.origin + self.forecast.horizon
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A state that was not directly integrated, from which the next audit starts."""
+
+    decision: int
+    snapshot: Snapshot
 
 
 @dataclass(slots=True)
@@ -93,7 +110,7 @@ class Arbiter:
     step_errors: list[float] = field(default_factory=list)
     live_errors: list[float] = field(default_factory=list)
     _live: _Live | None = None
-    _standing: Snapshot | None = None
+    _standing: _Standing | None = None
     _learned: dict[int, Snapshot] = field(default_factory=dict)
     _residual: float = 0.0
     _in_range: bool = True
@@ -102,6 +119,10 @@ class Arbiter:
     def __post_init__(self) -> None:
         """Starts the Switch."""
         self.state = self.switch.init()
+
+    def unverified(self, adopted: int) -> bool:
+        """Whether the host, which took the state of that decision last, goes on from one that awaits an audit."""
+        return self._standing is not None or adopted in self._learned
 
     def trained(self, version: int, backtests: Sequence[Backtest]) -> None:
         """A new model serves: its back-tests replace the old ones, forecasts of the old one are not judged any more."""
@@ -115,9 +136,10 @@ class Arbiter:
         self.calibration = self.calibration.learned(backtests)
 
     def restarted(self) -> None:
-        """The host said HELLO again or rewound: nothing that it was told before is in force."""
+        """The host started again, rewound or is lost: what it was told before is not in force any more."""
         self._live, self._standing = None, None
         self._learned.clear()
+        self.state = msgspec.structs.replace(self.state, phase="direct", good=0, horizon=0)
 
     def direct(self, snapshot: Snapshot, around: Surroundings, pure: bool = True) -> Verdict:
         """Decides at a state that the host integrated itself.
@@ -127,13 +149,18 @@ class Arbiter:
             around: What limits the decision.
             pure: False when the state is blended: it proves nothing about the model.
         """
-        error, audited = self._error_at(snapshot) if pure else (math.nan, False)
-        if audited and self.state.phase == "learned":
-            # The host was told to stay learned but integrated: the step after a learned state is an audit all the same.
-            self.state = _phase(self.state, "audit")
-        evidence = self._evidence(snapshot, around, direct=pure, error=error)
-        forecast = self._look_ahead(snapshot, evidence)
-        return self._decide(evidence, forecast, snapshot, error if audited else math.nan)
+        if not pure:
+            verdict = self._decide(self._evidence(snapshot, around, direct=False), snapshot)
+            self._standing = _Standing(around.adopted, copied(snapshot))
+            return verdict
+        if around.adopted in self._learned:  # it stood there, though no Ask about it arrived
+            controls = {spec.name: snapshot.blocks[spec.name] for spec in with_role(tuple(self.fields), "control")}
+            self._standing = _Standing(around.adopted, _under(self._learned[around.adopted], controls))
+        elif self._standing is not None and self._standing.decision != around.adopted:
+            self.restarted()  # it undid the adoption
+        error, audited = self._error_at(snapshot)
+        evidence = self._evidence(snapshot, around, direct=True, error=error)
+        return self._decide(evidence, snapshot, error if audited else math.nan)
 
     def standing(self, decision: int, controls: Mapping[str, Block], around: Surroundings) -> Verdict | None:
         """Decides at a learned state that the host adopted; None when that state is not known (any more).
@@ -145,14 +172,12 @@ class Arbiter:
         """
         learned = self._learned.get(decision)
         if learned is None:
+            self.restarted()
             return None
-        snapshot = replace(learned, blocks={**learned.blocks, **controls})
-        self._standing, self._live = snapshot, None
-        self._learned = {decision: learned}
-        evidence = self._evidence(snapshot, around, direct=False, error=math.nan)
-        reach = self.switch.reach(self.state, evidence)
-        forecast = self._forecast(snapshot, reach) if reach else None
-        return self._decide(evidence, forecast, snapshot, math.nan)
+        snapshot = _under(learned, controls)
+        self._standing, self._live = _Standing(decision, snapshot), None
+        self._learned = {decision: snapshot}
+        return self._decide(self._evidence(snapshot, around, direct=False), snapshot)
 
     def adopted(self, decision: int, snapshot: Snapshot) -> None:
         """Keeps the state sent with a decision, so that the host need only name it."""
@@ -166,37 +191,45 @@ class Arbiter:
         """Error of the forecast that this direct state is the truth of, and whether it closes an audit."""
         truth = {name: block.array for name, block in snapshot.blocks.items()}
         if self._standing is not None:
-            standing, self._standing = self._standing, None
-            ahead = snapshot.step - standing.step
-            if ahead < 1:
-                return math.nan, False
-            found = self.task.forecast(standing, ahead)
-            error = self._distance(found, truth)
-            self.step_errors.append(error)
-            return error, True
+            return self._audit(self._standing.snapshot, snapshot, truth)
         live = self._live
-        if live is None or snapshot.step < live.step:
+        if live is None or live.origin < snapshot.step < live.step:
             return math.nan, False
         self._live = None
         if snapshot.step != live.step:
             return math.nan, False
         error = self._distance(live.forecast, truth)
-        self.calibration = self.calibration.observed(live.bound, error)
+        if math.isfinite(live.bound):
+            self.calibration = self.calibration.observed(live.bound, error)
         self.live_errors.append(error)
         return error, False
+
+    def _audit(self, standing: Snapshot, snapshot: Snapshot, truth: Mapping[str, Array]) -> tuple[float, bool]:
+        """A direct state after one that was not: the first `audit_steps` of them are an audit, told so or not."""
+        ahead = snapshot.step - standing.step
+        if ahead < 1:  # the host restored a state of its own
+            self.restarted()
+            return math.nan, False
+        self.state = msgspec.structs.replace(self.state, phase="audit")
+        if ahead < self.switch.audit_steps:
+            return math.nan, False
+        self._standing = None
+        self._learned.clear()
+        error = self._distance(self._checked(standing, ahead), truth)
+        self.step_errors.append(error)
+        return error, True
 
     def _distance(self, forecast: Forecast, truth: Mapping[str, Array]) -> float:
         if not forecast.arrays:
             return math.inf
         return relative_error(self.fields, forecast.arrays, truth, forecast.scales)
 
-    def _evidence(self, snapshot: Snapshot, around: Surroundings, *, direct: bool, error: float) -> Evidence:
-        horizon = self.calibration.horizon(self.switch.tolerance, self.max_horizon)
+    def _evidence(self, snapshot: Snapshot, around: Surroundings, *, direct: bool, error: float = math.nan) -> Evidence:
         return Evidence(
             step=snapshot.step,
             direct=direct,
             version=self._version,
-            horizon=horizon,
+            horizon=self.calibration.horizon(self.switch.tolerance, self.max_horizon),
             room=around.room,
             leeway=around.leeway,
             error=error,
@@ -205,43 +238,66 @@ class Arbiter:
             refused=around.refused,
         )
 
-    def _look_ahead(self, snapshot: Snapshot, evidence: Evidence) -> Forecast | None:
-        """The one forecast that the decision at a direct state may need, or None when it needs none."""
-        if self._version == 0 or evidence.horizon < self.switch.min_horizon:
-            return None
+    def _wanted(self, evidence: Evidence) -> int:
+        """Steps of the one forecast that the decision may need; 0 when it needs none."""
+        hopeful = msgspec.structs.replace(evidence, bound=0.0, residual=0.0, in_range=True)
+        action, state = self.switch.decide(self.state, hopeful)
+        if action is Action.LEARNED and self.act:
+            return state.horizon
+        if not evidence.direct or evidence.version == 0 or evidence.horizon < self.switch.min_horizon:
+            return 0
         if self._live is not None:  # a live forecast is still open: nothing new to learn from another one
-            return None
-        good = not evidence.error > self.switch.tolerance
-        confirmed = self.state.phase == "trial" and self.state.good + 1 >= self.switch.confirm
-        takes_over = self.state.phase in ("learned", "audit") or (confirmed and not math.isnan(evidence.error))
-        ahead = self.switch.reach(self.state, evidence) if takes_over and good and self.act else 0
+            return 0
         # A live forecast that straddled a change of a control would blame the model for it.
-        ahead = ahead or min(TRIAL_HORIZON, evidence.horizon, evidence.leeway)
-        return self._forecast(snapshot, ahead) if ahead >= 1 else None
+        return max(0, min(TRIAL_HORIZON, evidence.horizon, evidence.leeway))
 
-    def _forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
+    def _checked(self, snapshot: Snapshot, horizon: int) -> Forecast:
         forecast = self.task.forecast(snapshot, horizon)
-        self._residual, self._in_range = forecast.residual, forecast.in_range
+        if sentence := misshapen(forecast, horizon, self.fields):
+            raise PluginError(sentence)
         return forecast
 
-    def _decide(self, evidence: Evidence, forecast: Forecast | None, snapshot: Snapshot, step_error: float) -> Verdict:
-        bound = math.inf
-        if forecast is not None:
-            bound = self.calibration.bound(forecast.horizon, forecast.error)
+    def _bound(self, forecast: Forecast) -> float:
+        """Calibrated bound of a forecast; infinity when it holds no state that could be adopted."""
+        if not forecast.version or not forecast.arrays or not all(map(all_finite, forecast.arrays.values())):
+            return math.inf
+        return self.calibration.bound(forecast.horizon, forecast.error)
+
+    def _decide(self, evidence: Evidence, snapshot: Snapshot, step_error: float = math.nan) -> Verdict:
+        forecast, bound = None, math.inf
+        if horizon := self._wanted(evidence):
+            forecast = self._checked(snapshot, horizon)
+            bound = self._bound(forecast)
+            self._residual, self._in_range = forecast.residual, forecast.in_range
         evidence = msgspec.structs.replace(evidence, bound=bound, residual=self._residual, in_range=self._in_range)
         action, state = self.switch.decide(self.state, evidence)
         if action is Action.LEARNED and not self.act:
-            action, state = Action.DIRECT, _phase(state, "trial")
-        if action is Action.LEARNED and (forecast is None or forecast.horizon != state.horizon):
-            forecast = self._forecast(snapshot, state.horizon)
-            bound = self.calibration.bound(forecast.horizon, forecast.error)
+            action = Action.DIRECT
+            state = msgspec.structs.replace(state, phase="trial", good=0, horizon=0, switches=self.state.switches)
         self.state = state
-        if action is not Action.LEARNED and forecast is not None and evidence.direct and self._live is None:
-            self._live = _Live(snapshot.step + forecast.horizon, bound, forecast)
         if action is Action.REWIND or (evidence.direct and action is Action.LEARNED):
             self._live = None
+        elif evidence.direct and forecast is not None and forecast.arrays and self._live is None:
+            self._live = _Live(snapshot.step, bound, forecast)
         return Verdict(action, state, forecast, bound, step_error, evidence.residual)
 
 
-def _phase(state: SwitchState, phase: Phase) -> SwitchState:
-    return msgspec.structs.replace(state, phase=phase, good=0, horizon=0)
+def _under(learned: Snapshot, controls: Mapping[str, Block]) -> Snapshot:
+    return replace(learned, blocks={**learned.blocks, **controls})
+
+
+def misshapen(forecast: Forecast, horizon: int, fields: Sequence[FieldSpec]) -> str:
+    """Why an answer of a Task has not the form that was asked for, as a sentence; empty when it has."""
+    if forecast.horizon != horizon:
+        return f"asked for {horizon} steps, the task forecast {forecast.horizon}"
+    state = {spec.name: spec for spec in with_role(tuple(fields), "state")}
+    if forecast.arrays and set(forecast.arrays) != set(state):
+        return f"the task forecast {sorted(forecast.arrays)}; the state fields are {sorted(state)}"
+    for name, array in (forecast.arrays or {}).items():
+        if array.shape != state[name].shape or array.dtype != np.dtype(state[name].dtype):
+            want = f"{state[name].dtype} of shape {state[name].shape}"
+            return f"the task forecast {name!r} as {array.dtype.str} of shape {array.shape}; it was declared as {want}"
+    for name, series in forecast.observables.items():
+        if series.shape != (horizon,):
+            return f"the task forecast {series.shape} values of {name!r}; one for each of {horizon} steps is needed"
+    return ""

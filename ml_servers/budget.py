@@ -8,6 +8,8 @@ What learned steps save is added to the budget, so that a model that pays is nev
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 MAX_LEASE = 4096
@@ -41,8 +43,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         """After one streamed state: its stall on the host and the CPU time it cost on the server's side."""
         return msgspec.structs.replace(
             self,
-            direct_step_s=direct_step_s or self.direct_step_s,
-            spent_s=self.spent_s + stall_s + cpu_s,
+            direct_step_s=_seconds(direct_step_s) or self.direct_step_s,
+            spent_s=self.spent_s + _seconds(stall_s) + _seconds(cpu_s),
             streamed=self.streamed + 1,
             burst=self.burst + 1,
         )
@@ -73,3 +75,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         growth = 0.5 * self.overhead * self.direct_step_s
         wait = int(excess / growth) + 1 if growth > 0.0 else MAX_LEASE
         return min(max(wait, BURST), MAX_LEASE), msgspec.structs.replace(self, burst=0)
+
+
+def _seconds(told: float) -> float:
+    """A client's figure; what cannot be a duration counts as none."""
+    return told if 0.0 <= told < math.inf else 0.0

@@ -22,11 +22,16 @@ def write(path: Path, state: Mapping[str, Array], *, durable: bool = False) -> N
     from safetensors.numpy import save_file
 
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, part)
+    try:
+        # Not ascontiguousarray, which gives an array without axes one.
+        save_file({name: np.asarray(array, order="C") for name, array in state.items()}, part)
+        if durable:
+            _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     if durable:
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-    part.replace(path)
+        _sync(path.parent)
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -42,3 +47,11 @@ def read(path: Path) -> dict[str, Array]:
         return dict(load_file(path))
     except SafetensorError as error:
         raise ValueError(f"The checkpoint {path.name} is damaged: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from coupler.assembly import ArraySource, Assembly
 from coupler.calibration import Calibration
 from coupler.contracts import Backtest, Task
 from coupler.protocol.server import ServerProtocol
 from coupler.switch import Switch
-from ml_servers.arbiter import Arbiter, Surroundings, Verdict
+from ml_servers import answers
+from ml_servers.answers import surroundings, unusable
+from ml_servers.arbiter import Arbiter, Verdict
 from ml_servers.budget import Budget
-from schemas.fields import Block, FieldSpec, Snapshot
+from ml_servers.joining import Rounds, with_invariants
+from schemas.fields import Block, FieldSpec, Snapshot, with_role
 from schemas.messages import Action, Advice, Ask, Bye, Hello, Message, Push, Refusal, Stamp, Welcome
 
 MakeTask = Callable[[str, tuple[FieldSpec, ...]], Task]
@@ -36,6 +38,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_horizon: Longest horizon, steps.
         credit: Messages that a rank may have in flight.
         overhead: See `ml_servers.budget`.
+        first_epoch: Above all epochs that earlier servers of this run gave.
     """
 
     run: str
@@ -47,6 +50,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_horizon: int = 100
     credit: int = 8
     overhead: float = 0.03
+    first_epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,6 @@ class Sampled:
 
 
 Instruction = Send | Sampled
-
-
-@dataclass(slots=True)
-class _Round:
-    """Asks of the ranks for one step, until all are in."""
-
-    asks: dict[int, Ask] = field(default_factory=dict)
 
 
 class ServerCore:
@@ -100,7 +97,7 @@ class ServerCore:
             make_arrays: Gives, for those fields, the source of the arrays that states are assembled in.
         """
         self.settings = settings
-        self.protocol = ServerProtocol(settings.run, settings.tasks, settings.credit)
+        self.protocol = ServerProtocol(settings.run, settings.tasks, settings.credit, settings.first_epoch)
         self.tasks: dict[str, Task] = {}
         self.fields: tuple[FieldSpec, ...] = ()
         self.arbiter: Arbiter | None = None
@@ -112,10 +109,13 @@ class ServerCore:
         self.budget = Budget(overhead=settings.overhead, steps=1)
         self._make_task, self._make_arrays = make_task, make_arrays
         self._assembly: Assembly | None = None
-        self._rounds: dict[int, _Round] = {}
-        self._rewinding: dict[int, int] = {}  # by rank: step that it was told to rewind to and has not reached yet
+        self._depth = max(settings.credit, 4)  # steps that ranks may be apart
+        self._rounds = Rounds(self._depth)
+        self._rewound: Advice | None = None  # the last REWIND
+        self._controls: tuple[FieldSpec, ...] = ()
         self._invariants: dict[str, str] = {}
         self._decision = 0
+        self._executed = 0  # decision that the host carried out last
         self._outstanding = -1  # step of a learned state that was sent and not heard of yet
         self._step = 0
         self._dt_task = ""
@@ -142,7 +142,7 @@ class ServerCore:
             return self._ask(peer, message, blocks, cpu_s)
         if isinstance(message, Push):
             return self._push(peer, message, blocks)
-        if isinstance(message, Bye) and message.rank in self.protocol.streams:
+        if isinstance(message, Bye) and self.protocol.farewell(peer, message):
             self.finished[message.rank] = message.status
             return [Send(peer, self.protocol.ack(message.rank))]
         return []
@@ -179,34 +179,13 @@ class ServerCore:
         return self.arbiter is not None and self.settings.act and self.arbiter.state.phase == "learned"
 
     def failed(self, task: str, reason: str) -> None:
-        """A task's plug-in raised: it is not asked any more."""
+        """A task's plug-in raised or broke its contract: it is not asked any more."""
         self.failures.setdefault(task, reason)
 
-    def summary(self) -> dict[str, Any]:
-        """What the server side knows for the run's summary, as plain numbers."""
-        books = {
-            "admitted": self.admitted,
-            "lost": sum(s.lost for s in self.protocol.streams.values()),
-            "duplicates": sum(s.duplicates for s in self.protocol.streams.values()),
-            "incomplete": self._assembly.dropped if self._assembly else 0,
-        }
-        facts: dict[str, Any] = {"samples": books, "models": self.models, "failures": self.failures}
-        facts["spent_s"], facts["saved_s"] = self.budget.spent_s, self.budget.saved_s
-        if self.arbiter is not None:
-            state, calibration = self.arbiter.state, self.arbiter.calibration
-            facts["switch"] = msgspec.to_builtins(state)
-            facts["step_errors"] = self.arbiter.step_errors
-            facts["live_errors"] = self.arbiter.live_errors
-            horizon = calibration.horizon(self.settings.switch.tolerance, self.settings.max_horizon)
-            facts["horizon_error"] = {
-                "horizon": horizon,
-                "bound": _finite(calibration.bound(horizon, calibration.estimates.get(horizon, math.inf))),
-                "measured": calibration.worst if calibration.checked else None,
-                "coverage": _finite(calibration.measured),
-                "n": calibration.checked,
-                "backtests": {str(h): len(r) for h, r in calibration.ratios.items()},
-            }
-        return facts
+    @property
+    def incomplete(self) -> int:
+        """States given up because a part never came."""
+        return self._assembly.dropped if self._assembly else 0
 
     # -------------------------------------------------------------------------------------------------- handshake
 
@@ -218,8 +197,8 @@ class ServerCore:
             self._outstanding = -1
             if self._assembly is None:
                 self._start(hello)
-            elif self.arbiter is not None:
-                self.arbiter.restarted()
+            else:  # the host may be the same as before (it had heard nothing for a while): its Asks will tell
+                self._assembly.clear()
         else:
             self.refused.append(answer.reason)
         return [Send(peer, answer)]
@@ -234,7 +213,8 @@ class ServerCore:
             except Exception as error:  # a plug-in may raise anything; the run goes on without it and says so
                 self.failed(name, f"{type(error).__name__}: {error}")
         self.budget = msgspec.structs.replace(self.budget, steps=max(hello.last_step - hello.step, 1))
-        self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields))
+        self._controls = with_role(hello.fields, "control")
+        self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields), self._depth)
         for name, task in self.tasks.items():
             if "arrays" in task.owns:
                 self.arbiter = Arbiter(
@@ -253,52 +233,71 @@ class ServerCore:
     def _push(self, peer: bytes, push: Push, blocks: Mapping[str, Block]) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, push.stamp):
             return []
-        rank = push.stamp.rank
+        rank, step = push.stamp.rank, push.stamp.step
+        round_ = self._rounds.take(push, blocks)
         try:
-            snapshot = self._assembly.add(rank, _part(push.stamp, blocks))
+            snapshot = self._add(push.stamp, blocks)
         except ValueError as error:
             return [Send(peer, Refusal(str(error)))]
-        self._step = max(self._step, push.stamp.step)
+        self._step = max(self._step, step)
         acks: list[Instruction] = [Send(peer, self.protocol.ack(rank))]
-        return acks if snapshot is None else [*acks, Sampled(self._whole(snapshot, {rank: push}), True)]
+        if snapshot is None:
+            return acks
+        self._rounds.close(step)
+        return [*acks, Sampled(self._whole(snapshot, round_.parts), True)]
 
     def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block], cpu_s: float) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
             return []
         step, rank = ask.stamp.step, ask.stamp.rank
-        if rank in self._rewinding:
-            if step > self._rewinding[rank] and not ask.refused:  # sent on the branch that is being left
-                return [Send(peer, self.protocol.ack(rank))]
-            del self._rewinding[rank]
+        if self._rewound is not None and ask.executed < self._rewound.decision:
+            # Sent on the branch that is being left. It is told again: the first message may have been lost.
+            return [Send(peer, msgspec.structs.replace(self._rewound, ack=self.protocol.ack(rank)))]
         self._step = step
-        round_ = self._rounds.setdefault(step, _Round())
-        round_.asks[rank] = ask
-        snapshot = None
-        if not ask.known:
-            try:
-                snapshot = self._assembly.add(rank, _part(ask.stamp, blocks))
-            except ValueError as error:
-                return [Send(peer, Refusal(str(error)))]
-        if len(round_.asks) < self._ranks():
+        self._decision = max(self._decision, ask.executed)  # a server that came back counts on
+        round_ = self._rounds.take(ask, blocks)
+        try:
+            snapshot = self._add(ask.stamp, blocks, known=bool(ask.known))
+        except ValueError as error:
+            return [Send(peer, Refusal(str(error)))]
+        asks = {r: part for r, part in round_.parts.items() if isinstance(part, Ask)}
+        if len(asks) < self._ranks():
             return []
-        del self._rounds[step]
-        for old in [s for s in self._rounds if s < step]:
-            del self._rounds[old]
-        asks = round_.asks
-        cost = max(a.stall_s for a in asks.values())
-        if snapshot is not None:
-            self.budget = self.budget.asked(ask.direct_step_s, cost, cpu_s)
-            state, pure = self._whole(snapshot, asks), asks[0].direct
-            if self._is_outstanding(step, asks):
-                acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
-                return [*acks, Sampled(state, pure)]
-            verdict = self._verdict(lambda a: a.direct(state, self._around(asks), pure))
-            return [*self._answer(asks, verdict, self._dt(state)), Sampled(state, pure)]
-        if any(not a.known for a in asks.values()):
-            return []
-        self._outstanding = -1
-        verdict = self._verdict(lambda a: a.standing(ask.known, blocks, self._around(asks)))
-        return self._answer(asks, verdict, 0.0)
+        self._rounds.close(step)
+        return self._complete(asks, snapshot, round_.blocks, cpu_s)
+
+    def _complete(
+        self, asks: Mapping[int, Ask], snapshot: Snapshot | None, controls: Mapping[str, Block], cpu_s: float
+    ) -> list[Instruction]:
+        """Every rank has asked about a step; `snapshot` is its state, None when the host named a learned one."""
+        ask = asks[0]
+        if ask.executed < self._executed and self.arbiter is not None:  # a new process, which knows no decision
+            self.arbiter.restarted()
+        self._executed = ask.executed
+        around = surroundings(asks, self.protocol.agreed.last_step if self.protocol.agreed else 0)
+        if snapshot is None:
+            if any(a.known != ask.known or not a.known for a in asks.values()):
+                return []
+            self._outstanding = -1
+            verdict = self._verdict(lambda a: a.standing(ask.known, controls, around))
+            return self._answer(asks, verdict, 0.0, unverified=True)
+        stall_s = max(a.stall_s for a in asks.values())
+        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s)
+        state = self._whole(snapshot, asks)
+        if self._is_outstanding(ask.stamp.step, asks):
+            acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
+            return [*acks, Sampled(state, ask.direct)]
+        unverified = not ask.direct or (self.arbiter is not None and self.arbiter.unverified(ask.adopted))
+        verdict = self._verdict(lambda a: a.direct(state, around, ask.direct))
+        return [*self._answer(asks, verdict, self._dt(state), unverified), Sampled(state, ask.direct)]
+
+    def _add(self, stamp: Stamp, blocks: Mapping[str, Block], known: bool = False) -> Snapshot | None:
+        """Takes one rank's part of a state. ValueError when it cannot be used."""
+        assert self._assembly is not None  # both callers have looked
+        if sentence := unusable(stamp, blocks, self._controls if known else ()):
+            raise ValueError(sentence)
+        part = Snapshot(stamp.step, stamp.time, stamp.dt, blocks, stamp.controls_until)
+        return None if known else self._assembly.add(stamp.rank, part)
 
     def _is_outstanding(self, step: int, asks: Mapping[int, Ask]) -> bool:
         """Whether a learned state is on its way that the host, one or more steps further, can still adopt.
@@ -310,30 +309,13 @@ class ServerCore:
         return self._outstanding >= 0
 
     def _whole(self, snapshot: Snapshot, parts: Mapping[int, Ask | Push]) -> Snapshot:
-        """An assembled state with its invariants."""
         self.admitted += 1
-        extra = {}
-        for name, reduction in self._invariants.items():
-            values = [part.invariants.get(name, math.nan) for part in parts.values()]
-            total = math.fsum(values) if reduction == "sum" else max(values)
-            extra[f"invariant.{name}"] = Block(np.array(total), ())
-        blocks = {**snapshot.blocks, **extra}
-        return Snapshot(snapshot.step, snapshot.time, snapshot.dt, blocks, snapshot.controls_until)
+        return with_invariants(snapshot, parts, self._invariants)
 
     def _ranks(self) -> int:
         return self.protocol.agreed.ranks if self.protocol.agreed else 0
 
     # --------------------------------------------------------------------------------------------------- decisions
-
-    def _around(self, asks: Mapping[int, Ask]) -> Surroundings:
-        ask, agreed = asks[0], self.protocol.agreed
-        assert agreed is not None  # asks are only taken after a HELLO
-        stamp = ask.stamp
-        leeway = agreed.last_step - stamp.step
-        if math.isfinite(stamp.controls_until) and stamp.dt > 0.0:
-            # A hair less than a step is rounding: the change then falls on the step's end.
-            leeway = min(leeway, math.floor((stamp.controls_until - stamp.time) / stamp.dt + 1e-6))
-        return Surroundings(ask.until - stamp.step, leeway, any(a.refused for a in asks.values()))
 
     def _verdict(self, decide: Callable[[Arbiter], Verdict | None]) -> Verdict | None:
         arbiter = self.arbiter
@@ -354,30 +336,32 @@ class ServerCore:
             return 0.0
         try:
             forecast = task.forecast(snapshot, 1)
+            return float(forecast.dt) if forecast.version and forecast.dt else 0.0
         except Exception as error:  # as in _verdict
             self.failed(self._dt_task, f"{type(error).__name__}: {error}")
             return 0.0
-        return forecast.dt if forecast.version and forecast.dt else 0.0
 
-    def _answer(self, asks: Mapping[int, Ask], verdict: Verdict | None, dt: float) -> list[Instruction]:
+    def _answer(
+        self, asks: Mapping[int, Ask], verdict: Verdict | None, dt: float, unverified: bool
+    ) -> list[Instruction]:
         self._decision += 1
-        stamp = asks[0].stamp
-        advice = self._advice(asks[0], verdict, dt)
+        advice = self._advice(asks[0], verdict, dt, unverified)
         parts: dict[int, Mapping[str, Block]] = {}
         if advice.action is Action.LEARNED and verdict is not None and verdict.forecast and self.arbiter:
             assert self._assembly is not None and verdict.forecast.arrays is not None
             self.budget = self.budget.learned(advice.horizon)
             self._outstanding = advice.step
             blocks = {n: Block(a, (0,) * a.ndim) for n, a in verdict.forecast.arrays.items()}
-            controls_until = stamp.controls_until
-            learned = Snapshot(advice.step, advice.time, stamp.dt, blocks, controls_until)
+            stamp = asks[0].stamp
+            learned = Snapshot(advice.step, advice.time, stamp.dt, blocks, stamp.controls_until)
             if advice.weight >= 1.0:
                 self.arbiter.adopted(self._decision, learned)
             parts = {rank: self._assembly.part(rank, verdict.forecast.arrays) for rank in asks}
-        if advice.action is Action.REWIND and self.arbiter:
+        if advice.action is Action.REWIND and self.arbiter and self._assembly:
             self.arbiter.restarted()
-            self._rewinding = dict.fromkeys(asks, advice.rewind_to)
+            self._rewound = advice
             self._rounds.clear()
+            self._assembly.clear()
         return [
             Send(
                 self.protocol.streams[rank].peer,
@@ -387,58 +371,20 @@ class ServerCore:
             for rank in sorted(asks)
         ]
 
-    def _advice(self, ask: Ask, verdict: Verdict | None, dt: float) -> Advice:
-        stamp = ask.stamp
-        base = Advice(
-            action=Action.DIRECT, decision=self._decision, answers=stamp.step, dt=dt, tolerance=self._tolerance()
-        )
-        if verdict is None:
-            reason = next(iter(self.failures.values()), "no task advances the state")
-            lease, self.budget = (1, self.budget) if self._dt_task else self.budget.lease(stamp.step)
-            return msgspec.structs.replace(base, reason=reason, lease=lease)
-        state = verdict.state
-        common = {
-            "reason": state.reason,
-            "phase": state.phase,
-            "bound": verdict.bound,
-            "step_error": verdict.step_error,
-            "residual": verdict.residual,
-        }
-        base = msgspec.structs.replace(base, **common)
-        if verdict.action is Action.REWIND:
-            return self._rewind(base, ask, state.verified)
-        if verdict.action is Action.LEARNED and verdict.forecast is not None:
-            forecast = verdict.forecast
-            return msgspec.structs.replace(
-                base,
-                action=Action.LEARNED,
-                step=stamp.step + forecast.horizon,
-                time=stamp.time + forecast.horizon * stamp.dt,
-                dt=dt or stamp.dt,
-                horizon=forecast.horizon,
-                weight=state.weight,
-                version=forecast.version,
-                observables={name: [float(v) for v in series] for name, series in forecast.observables.items()},
-            )
+    def _advice(self, ask: Ask, verdict: Verdict | None, dt: float, unverified: bool) -> Advice:
+        tolerance = self.settings.switch.tolerance if self.arbiter else math.nan
+        step, agreed = ask.stamp.step, self.protocol.agreed
+        can_rewind = agreed is not None and agreed.can_rewind
+        base = Advice(action=Action.DIRECT, decision=self._decision, answers=step, dt=dt, tolerance=tolerance)
+        if verdict is not None:
+            advice = answers.advice(base, ask, verdict, can_rewind)
+        elif unverified and self.arbiter is not None:
+            why = next(iter(self.failures.values()), "the learned state that the host stands at is not known any more")
+            advice = answers.rewind(msgspec.structs.replace(base, reason=why), ask, can_rewind)
+        else:
+            why = next(iter(self.failures.values()), "no task advances the state")
+            advice = msgspec.structs.replace(base, reason=why)
         lease = 1
-        if state.phase == "direct" and not self._dt_task:
-            lease, self.budget = self.budget.lease(stamp.step)
-        return msgspec.structs.replace(base, lease=lease)
-
-    def _rewind(self, base: Advice, ask: Ask, verified: int) -> Advice:
-        usable = [step for step in ask.saved if step <= verified] or list(ask.saved)
-        if not usable or not self.protocol.agreed or not self.protocol.agreed.can_rewind:
-            reason = f"{base.reason}; the host keeps no saved state: steps since {verified} stay unverified"
-            return msgspec.structs.replace(base, reason=reason)
-        return msgspec.structs.replace(base, action=Action.REWIND, rewind_to=max(usable))
-
-    def _tolerance(self) -> float:
-        return self.settings.switch.tolerance if self.arbiter else math.nan
-
-
-def _part(stamp: Stamp, blocks: Mapping[str, Block]) -> Snapshot:
-    return Snapshot(stamp.step, stamp.time, stamp.dt, blocks, stamp.controls_until)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        if advice.action is Action.DIRECT and advice.phase == "direct" and not self._dt_task:
+            lease, self.budget = self.budget.lease(step - (agreed.step if agreed else 0))
+        return msgspec.structs.replace(advice, lease=lease)

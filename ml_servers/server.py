@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 
 from coupler.contracts import Backtest, Link
+from coupler.files import write_whole
 from ml_servers import checkpoint
 from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
+from ml_servers.facts import summary
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
@@ -69,6 +71,7 @@ class Server:
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._trainers: dict[str, bytes] = {}
+        self._told: set[str] = set()  # tasks whose failure was logged
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
@@ -96,6 +99,7 @@ class Server:
             spent, self._cpu = now - self._cpu, now
             for instruction in self.core.handle(peer, message, blocks, spent):
                 self._carry_out(instruction)
+            self._tell_failures()
         self._pace()
         return True
 
@@ -103,10 +107,10 @@ class Server:
         """Ends the trainers, writes what the server knows into the run folder and frees everything."""
         for peer in self._trainers.values():
             self._send(peer, Halt())
-        facts = self.core.summary()
+        facts = summary(self.core)
         facts["train_s"] = self.train_cpu_s
         facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}
-        (self._folder / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_whole(self._folder / SUMMARY, json.dumps(facts, indent=1))
         self._link.close(LINGER_S)
         if self.slots is not None:
             self.slots.close()
@@ -142,6 +146,15 @@ class Server:
             if not self._send(peer, sample):
                 self.slots.release(slot)
                 self.untrained += 1
+
+    def _fail(self, task: str, reason: str) -> None:
+        self.core.failed(task, reason)
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        for task in self.core.failures.keys() - self._told:
+            self._told.add(task)
+            self._log(f"Task {task} is out of use: {self.core.failures[task]}")
 
     def _pace(self) -> None:
         """Tells the trainers when their share of a core changes."""
@@ -185,14 +198,16 @@ class Server:
         self.superseded = max(self.superseded, done.superseded)
         backtests = [Backtest(*row) for row in done.backtests]
         if done.failure:
-            self.core.failed(done.task, done.failure)
             self._trainers.pop(done.task, None)
-            self._log(f"Task {done.task} is out of use: {done.failure}")
+            self._fail(done.task, done.failure)
         elif done.path and done.task in self.core.tasks:
             try:
                 self.core.tasks[done.task].restore(checkpoint.read(self._folder / done.path))
             except (ValueError, OSError) as error:
                 self._log(f"Model {done.version} of {done.task} could not be taken over: {error}")
+                return
+            except Exception as error:  # a plug-in may raise anything, and may now be half-way between two models
+                self._fail(done.task, f"{type(error).__name__}: {error}")
                 return
             self.core.trained(done.task, done.version, done.kind, done.trained_on, backtests)
             self._log(

@@ -54,7 +54,9 @@ class Slots:
             self._map = mmap.mmap(file.fileno(), size)
         self._free = list(range(count)) if create else []
         self._holders: dict[int, int] = {}
-        self._lent: dict[int, int] = {}  # id of the first array -> slot; the assembly keeps that array alive
+        self._lent: dict[
+            int, tuple[int, Array]
+        ] = {}  # by id of the first array; held, an id stays its own
 
     def acquire(self) -> Mapping[str, Array]:
         """Arrays to assemble a state in: a free slot's, or fresh ones when the trainers hold all slots. Owner only."""
@@ -63,12 +65,13 @@ class Slots:
         slot = self._free.pop()
         self._header(slot)[0] += 1
         arrays = self.arrays(slot)
-        self._lent[id(arrays[self.fields[0].name])] = slot
+        first = arrays[self.fields[0].name]
+        self._lent[id(first)] = slot, first
         return arrays
 
     def discard(self, arrays: Mapping[str, Array]) -> None:
         """Takes back arrays that will not be filled."""
-        slot = self._lent.pop(id(arrays[self.fields[0].name]), None)
+        slot = self._taken_back(arrays)
         if slot is not None:
             self._free.append(slot)
 
@@ -77,7 +80,7 @@ class Slots:
 
         Values that were not written in place (the invariants) are copied in. None when the arrays are no slot's.
         """
-        slot = self._lent.pop(id(arrays[self.fields[0].name]), None)
+        slot = self._taken_back(arrays)
         if slot is None:
             return None
         for name, array in self.arrays(slot).items():
@@ -117,6 +120,10 @@ class Slots:
         """Removes the file if this side owns it. The mapping goes with the last array that views it."""
         if self._owner:
             self.path.unlink(missing_ok=True)
+
+    def _taken_back(self, arrays: Mapping[str, Array]) -> int | None:
+        slot, _ = self._lent.pop(id(arrays[self.fields[0].name]), (None, None))
+        return slot
 
     def _header(self, slot: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.frombuffer(self._map, dtype=np.int64, count=1, offset=slot * self._stride)

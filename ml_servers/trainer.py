@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Trainer:
         link: Link,
         folder: Path,
         clock: Callable[[], float] = time.thread_time,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Introduces itself to the server.
 
@@ -46,14 +48,16 @@ class Trainer:
             link: Connected Link.
             folder: Run folder; models go to its `checkpoint` folder.
             clock: CPU seconds of this thread or process.
+            log: Takes the traceback when the task's plug-in raises.
         """
         self.name = name
         self.halted = False
+        self.failed = False
         self.task: Task | None = None
         self._make_task = make_task
         self._slots: Slots | None = None
         self._run, self._link = run, link
-        self._folder, self._clock = folder, clock
+        self._folder, self._clock, self._log = folder, clock, log
         self._released: list[int] = []
         self._report = Report(idle=True)
         self._published = 0
@@ -76,17 +80,20 @@ class Trainer:
         """One piece of work; waits up to timeout_s seconds for a sample when there is none."""
         if not self._greeted:
             self._greeted = self._send(Ready(VERSION, self._run, self.name))
-        promoted = False
         try:
-            self._pending |= self._take(timeout_s)
-            if self.task is None or self.halted:
-                return
-            if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:
-                promoted = self._learn(self.task)
+            self._work(timeout_s)
         except Exception as error:  # a plug-in may raise anything; the server is told and goes on without it
+            self._log(traceback.format_exc())
             self._send(Trained(self.name, tuple(self._released), failure=f"{type(error).__name__}: {error}"))
-            self.halted = True
+            self.halted = self.failed = True
+
+    def _work(self, timeout_s: float) -> None:
+        promoted = False
+        self._pending |= self._take(timeout_s)
+        if self.task is None or self.halted:
             return
+        if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:
+            promoted = self._learn(self.task)
         news = promoted or self._released or self._report.backtests != self._told_backtests
         if news or time.monotonic() - self._reported > ALIVE_S:
             self._tell(promoted)
@@ -110,6 +117,7 @@ class Trainer:
             message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
             if isinstance(message, Halt | Refusal):
                 self.halted = True
+                self._log(f"Ends: {message.reason}" if isinstance(message, Refusal) else "Ends with the run.")
             elif isinstance(message, Pace):
                 self._share, self._rest_until = message.share, 0.0
             elif isinstance(message, Begin):

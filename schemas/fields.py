@@ -18,6 +18,8 @@ Blend = Literal["linear", "never"]
 
 KINDS: tuple[str, ...] = ("cell", "particle", "scalar")
 DTYPES: tuple[str, ...] = ("<f4", "<f8", "<i4", "<i8", "|u1")
+MAX_FIELD_BYTES = 1 << 40
+"""No global array is larger; a larger shape is a mistake."""
 
 
 class FieldSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -119,18 +121,46 @@ def copied(snapshot: Snapshot) -> Snapshot:
 def misfit(spec: FieldSpec, block: Block) -> str | None:
     """Says in one sentence why a Block does not fit its FieldSpec, or None when it does."""
     array = block.array
-    if array.dtype.newbyteorder("=") != np.dtype(spec.dtype).newbyteorder("="):
+    if array.dtype.str != spec.dtype and array.dtype.newbyteorder("=") != np.dtype(spec.dtype).newbyteorder("="):
         return f"field {spec.name!r} was declared as {spec.dtype} but came as {array.dtype.str}"
     if array.ndim != len(spec.shape):
         return f"field {spec.name!r} was declared with shape {spec.shape} but came with shape {array.shape}"
     if spec.kind == "particle":
-        if block.ids is None or block.ids.shape != array.shape[:1]:
-            return f"field {spec.name!r} is of kind particle and needs one int64 id per row of its {array.shape} array"
-        return None if array.shape[1:] == spec.shape[1:] else _bounds(spec, array.shape)
+        return _particle_misfit(spec, block)
+    if block.ids is not None:
+        return f"field {spec.name!r} is of kind {spec.kind}, which has no ids, but came with some"
     if len(block.offset) != array.ndim:
         return f"field {spec.name!r} needs an offset of {array.ndim} numbers, not {block.offset}"
     inside = all(o >= 0 and o + n <= total for o, n, total in zip(block.offset, array.shape, spec.shape, strict=True))
     return None if inside else _bounds(spec, array.shape, block.offset)
+
+
+def flaw(fields: tuple[FieldSpec, ...]) -> str | None:
+    """Says in one sentence why fields cannot be declared like this, or None when they can."""
+    names = [spec.name for spec in fields]
+    for spec in fields:
+        if names.count(spec.name) > 1:
+            return f"field {spec.name!r} is declared twice"
+        if spec.dtype not in DTYPES:
+            return f"field {spec.name!r} has dtype {spec.dtype!r}; allowed are {', '.join(DTYPES)}"
+        if any(n < 0 for n in spec.shape) or spec.nbytes > MAX_FIELD_BYTES:
+            return f"field {spec.name!r} has the impossible shape {spec.shape}"
+        if spec.kind == "particle" and not spec.shape:
+            return f"field {spec.name!r} is of kind particle and needs a first axis for them"
+        if spec.role == "control" and spec.kind != "scalar":
+            return f"control {spec.name!r} is of kind {spec.kind}; a control is a scalar, the same on every rank"
+    return None
+
+
+def _particle_misfit(spec: FieldSpec, block: Block) -> str | None:
+    shape, ids = block.array.shape, block.ids
+    if ids is None or ids.shape != shape[:1] or ids.dtype != np.int64:
+        return f"field {spec.name!r} is of kind particle and needs one int64 id per row of its {shape} array"
+    if shape[1:] != spec.shape[1:]:
+        return _bounds(spec, shape)
+    if ids.size and not (ids.min() >= 0 and ids.max() < spec.shape[0]):
+        return f"field {spec.name!r} came with ids outside 0..{spec.shape[0] - 1}"
+    return None
 
 
 def _bounds(spec: FieldSpec, shape: tuple[int, ...], offset: tuple[int, ...] = ()) -> str:

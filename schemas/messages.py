@@ -145,6 +145,8 @@ class Ask(_Message, frozen=True, tag=4):
         refused: Why the host did not carry out the decision before; empty when it did.
         direct_step_s: Typical wall time of one directly integrated step, seconds; 0 when not known yet.
         stall_s: Wall time spent in the library since the last Ask, seconds.
+        executed: Highest decision that the host carried out or refused: what it was sent later it has not acted on.
+        adopted: Decision of the last learned state that the host took and did not undo; 0 when there is none.
     """
 
     stamp: Stamp
@@ -156,6 +158,8 @@ class Ask(_Message, frozen=True, tag=4):
     refused: str = ""
     direct_step_s: float = 0.0
     stall_s: float = 0.0
+    executed: int = 0
+    adopted: int = 0
 
 
 class Push(_Message, frozen=True, tag=5):

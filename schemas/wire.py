@@ -1,7 +1,8 @@
 """Messages and Blocks as frames, and back. The only code that knows bytes.
 
-Frame 0 is the message as MessagePack. Then, for each entry of its block table, one raw little-endian C-ordered frame
-with the array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous.
+Frame 0 is the message as MessagePack, followed by the xxh3-64 of its bytes as a MessagePack integer (always 9 bytes:
+0xcf and the value, big-endian). Then, for each entry of its block table, one raw little-endian C-ordered frame with the
+array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 MAX_HEAD_BYTES = 1 << 20
 """Frame 0 may not be larger: it holds no arrays."""
+MAX_AXES = 32
+SEAL_BYTES = 9
+"""Bytes of the digest at the end of frame 0."""
+_DTYPES = {name: np.dtype(name) for name in DTYPES}
 
 
 class WireError(ValueError):
@@ -55,7 +60,8 @@ def block_table(blocks: Mapping[str, Block], digest: bool = True) -> tuple[tuple
 
 def encode(message: Message, frames: Sequence[Frame] = ()) -> list[Frame]:
     """The frames of a message; `frames` are those that `block_table` made for its table."""
-    return [_encode(message), *frames]
+    head = _encode(message)
+    return [head + _seal(head), *frames]
 
 
 def decode(frames: Sequence[Frame], max_bytes: int) -> tuple[Message, dict[str, Block]]:
@@ -75,15 +81,18 @@ def decode(frames: Sequence[Frame], max_bytes: int) -> tuple[Message, dict[str, 
         raise WireError("A message without frames.")
     if len(frames[0]) > MAX_HEAD_BYTES:
         raise WireError(f"Frame 0 has {len(frames[0])} bytes; at most {MAX_HEAD_BYTES} are allowed.")
+    head = memoryview(frames[0])
+    if head[-SEAL_BYTES:] != _seal(head[:-SEAL_BYTES]):
+        raise WireError("Frame 0 was damaged on the way, or is none of ours: its digest does not fit its bytes.")
     try:
-        message = _decode(frames[0])
-    except (msgspec.DecodeError, RecursionError) as error:
+        message = _decode(head[:-SEAL_BYTES])
+    except (ValueError, OverflowError, RecursionError) as error:  # msgspec lets UnicodeDecodeError through
         raise WireError(f"Frame 0 is not a message of this version: {error}") from error
     table = _table(message)
-    expected = sum(2 if entry.has_ids else 1 for entry in table)
+    expected = len(table) + sum([entry.has_ids for entry in table])
     if len(frames) - 1 != expected:
         raise WireError(f"The block table announces {expected} array frames, {len(frames) - 1} came.")
-    if sum(len(frame) for frame in frames[1:]) > max_bytes:
+    if sum(map(len, frames[1:])) > max_bytes:
         raise WireError(f"The arrays are larger than the {max_bytes} bytes allowed.")
     blocks, rest = {}, iter(frames[1:])
     for entry in table:
@@ -94,21 +103,24 @@ def decode(frames: Sequence[Frame], max_bytes: int) -> tuple[Message, dict[str, 
 
 
 def _table(message: Message) -> tuple[BlockEntry, ...]:
-    if isinstance(message, Ask | Push):
+    if isinstance(message, (Ask, Push)):
         return message.stamp.blocks
     return message.blocks if isinstance(message, Advice) else ()
 
 
 def _block(entry: BlockEntry, frames: Any) -> Block:
-    if entry.dtype not in DTYPES:
+    dtype = _DTYPES.get(entry.dtype)
+    if dtype is None:
         raise WireError(f"Field {entry.field!r} has dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}.")
-    if any(n < 0 for n in entry.shape):
+    if len(entry.shape) > MAX_AXES or min(entry.shape, default=0) < 0:
         raise WireError(f"Field {entry.field!r} has the impossible shape {entry.shape}.")
     parts = [next(frames)]
-    itemsize = np.dtype(entry.dtype).itemsize
-    if len(parts[0]) != math.prod(entry.shape) * itemsize:
+    if len(parts[0]) != math.prod(entry.shape) * dtype.itemsize:
         raise WireError(f"Field {entry.field!r}: {len(parts[0])} bytes for shape {entry.shape} of {entry.dtype}.")
-    array = np.frombuffer(parts[0], dtype=entry.dtype).reshape(entry.shape)
+    try:
+        array = np.frombuffer(parts[0], dtype).reshape(entry.shape)
+    except (ValueError, OverflowError) as error:  # too many axes, or an axis no array can have beside one of length 0
+        raise WireError(f"Field {entry.field!r} has the impossible shape {entry.shape}.") from error
     ids = None
     if entry.has_ids:
         parts.append(next(frames))
@@ -124,7 +136,13 @@ def _raw(array: np.ndarray[Any, Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
+def _seal(head: Frame) -> bytes:
+    return b"\xcf" + xxhash.xxh3_64_digest(head)  # canonical xxHash digests are big-endian, as MessagePack is
+
+
 def _digest(parts: Sequence[Frame]) -> int:
+    if len(parts) == 1:
+        return int(xxhash.xxh3_64_intdigest(parts[0])) or 1
     state = xxhash.xxh3_64()
     for part in parts:
         state.update(part)

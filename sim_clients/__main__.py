@@ -5,24 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from coupler import connect, registry
-from coupler.contracts import Advice, Simulation
+from coupler.contracts import Advice, Scheduled, Simulation
 from coupler.errors import CouplerError
+from coupler.files import write_whole
 from coupler.ranks import MpiRanks, Ranks
 from schemas.messages import Action
 from schemas.run import RunSpec
 from sim_clients.driver import drive
 from sim_clients.reference import run_reference
-from sim_clients.views import ViewStore
+from sim_clients.views import ViewStore, view
 
 log = logging.getLogger("sim_clients")
 RESULT = "simulation.json"
+FIELDS = "fields.json"
 
 
 class Ended(CouplerError):
@@ -56,32 +62,78 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
     simulation = make(spec, ranks)
     ready = time.perf_counter()
     store = ViewStore(folder, ranks.rank)
+    describe(simulation, folder, ranks)
     spacing = max(1, spec.run.steps // max(spec.output.views, 1))
-    next_view = spacing
+    next_view, on_trial = spacing, False
 
     def on_step(simulation: Simulation, advice: Advice) -> None:
-        nonlocal next_view
+        nonlocal next_view, on_trial
         if advice.action is Action.LEARNED:
             store.write(simulation, advice.version)
         elif advice.action is Action.REWIND:
             store.rewound(advice.rewind_to)
             next_view = (advice.rewind_to // spacing + 1) * spacing
+        elif advice.phase == "trial" and not on_trial:
+            store.write(simulation, 0)
         elif spec.output.views and (step := simulation.snapshot().step) >= next_view:
             next_view = (step // spacing + 1) * spacing
             store.write(simulation, 0)
+        on_trial = advice.phase == "trial"
 
     fields, invariants = tuple(simulation.fields()), simulation.invariants()
     with connect.open_coupling(folder, fields, ranks=ranks, invariants=invariants, **link) as coupling:
         drive(simulation, coupling, spec.run.steps, every=spec.output.every, on_step=on_step)
     done = time.perf_counter()
     torch_loaded = "torch" in sys.modules
+    step = simulation.snapshot().step
     return {
         "status": "finished",
-        "step": simulation.snapshot().step,
+        "step": step,
+        "stopped": f"The server ended the run at step {step}: {coupling.advice.reason}"
+        if step < spec.run.steps
+        else "",
         "startup_s": ready - began,
         "loop_s": done - ready,
         "torch_loaded": torch_loaded,
+        "changes": changes(simulation),
     }
+
+
+def describe(simulation: Simulation, folder: Path, ranks: Ranks) -> None:
+    """Writes `fields.json`: the declared fields, and what a view holds, with global shapes. Collective."""
+    shown = []
+    for name, block in view(simulation).blocks.items():
+        ends = [offset + size for offset, size in zip(block.offset, block.array.shape, strict=False)]
+        shape = ranks.allreduce(np.array(ends or block.array.shape, dtype=np.float64), "max")
+        dtype = block.array.dtype.str
+        shown.append({"name": name, "dtype": dtype, "shape": [int(n) for n in shape], "unit": "", "kind": "cell"})
+    if ranks.rank == 0:
+        names = ("name", "dtype", "shape", "unit", "kind", "role", "blend")
+        declared = [dict(zip(names, msgspec.to_builtins(spec), strict=True)) for spec in simulation.fields()]
+        text = json.dumps({"fields": declared, "view": [{**v, "role": "state"} for v in shown]}, indent=1)
+        write_whole(folder / FIELDS, text)
+
+
+def changes(simulation: Simulation) -> list[dict[str, Any]]:
+    """Changes of the forcing, by the coupling step that first feels them, for the report."""
+    if not isinstance(simulation, Scheduled):
+        return []
+    dt = simulation.snapshot().dt
+    return [{"step": math.ceil(time / dt), "announced": announced} for time, announced in simulation.changes()]
+
+
+def _mpi_ranks() -> MpiRanks:
+    """Ranks over MPI, whose shared memory goes with them however they end.
+
+    MPICH keeps a file in /dev/shm while it runs, and leaves it there when its ranks are killed. Every rank of this
+    machine maps it in MPI_Init, which is over on all of them once MpiRanks is made (collective), so its name may go.
+    """
+    ranks = MpiRanks()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        path = line.rpartition(" ")[2]
+        if path.startswith("/dev/shm/mpich"):
+            Path(path).unlink(missing_ok=True)
+    return ranks
 
 
 def main() -> int:
@@ -94,20 +146,20 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _on_sigterm)
     spec = connect.read_case(told.folder)
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
-    ranks = MpiRanks() if spec.run.rung == "mpi" else Ranks()
+    ranks = _mpi_ranks() if spec.run.rung == "mpi" else Ranks()
     target = told.folder / "reference" / RESULT if told.reference else told.folder / RESULT
     try:
         facts = (run_reference if told.reference else run)(spec, told.folder, ranks)
     except BaseException as error:
         log.exception("Rank %d failed.", ranks.rank)
         cause = {"status": "failed", "rank": ranks.rank, "cause": f"{type(error).__name__}: {error}"}
-        target.with_suffix(f".rank{ranks.rank}.failed.json").write_text(json.dumps(cause), encoding="utf-8")
+        write_whole(target.with_suffix(f".rank{ranks.rank}.failed.json"), json.dumps(cause))
         sys.stdout.flush()
         if ranks.size > 1:
             ranks.abort(1)
         return 1
     if ranks.rank == 0:
-        target.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_whole(target, json.dumps(facts, indent=1))
     return 0
 
 

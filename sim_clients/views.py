@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from coupler.contracts import Simulation, Viewable
+from coupler.files import write_whole
 from schemas.fields import Array, Snapshot, with_role
 
 VIEWS = "views"
@@ -17,7 +18,9 @@ def view(simulation: Simulation) -> Snapshot:
     if isinstance(simulation, Viewable):
         return simulation.view()
     snapshot = simulation.snapshot()
-    states = {spec.name: snapshot.blocks[spec.name] for spec in with_role(tuple(simulation.fields()), "state")}
+    names = [spec.name for spec in with_role(tuple(simulation.fields()), "state")]
+    # A state that lacks a field is shown as it is; the next exchange ends the run and says so.
+    states = {name: snapshot.blocks[name] for name in names if name in snapshot.blocks}
     return Snapshot(snapshot.step, snapshot.time, snapshot.dt, states)
 
 
@@ -36,8 +39,7 @@ class ViewStore:
         for name, block in shown.blocks.items():
             arrays[name] = block.array
             arrays[f"offset.{name}"] = np.array(block.offset, dtype=np.int64)
-        with self._path(shown.step).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_whole(self._path(shown.step), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     def rewound(self, step: int) -> None:
         """Removes views of later steps: they left the trajectory."""

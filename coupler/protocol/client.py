@@ -6,7 +6,8 @@ new         hello()                       greeting
 greeting    Welcome                       open (epoch, credit)
 greeting    Refusal                       refused: nothing is sent any more, the host integrates directly
 open        Welcome of a higher epoch     open; what was in flight is dropped as "lost with the server"
-open        silence for `silence_s`       greeting (HELLO again; a server that came back answers with a new epoch)
+open        silence for `silence_s`       open; HELLO again (a server that came back answers with a new epoch)
+any         bye()                         closed: nothing is sent any more
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from schemas.fields import Block, Snapshot
-from schemas.messages import Ack, Advice, BlockEntry, Bye, Hello, Message, Refusal, Stamp, Welcome
+from schemas.messages import Ack, Action, Advice, BlockEntry, Bye, Hello, Message, Refusal, Stamp, Welcome
 
 KEPT_DECISIONS = 4
 """Decisions kept until all ranks have them; older ones cannot be agreed on any more."""
@@ -67,7 +68,7 @@ class ClientProtocol:
 
     def __init__(self, hello: Hello, silence_s: float = 2.0) -> None:
         """Args: hello: What to introduce the rank with. silence_s: Silence after which to say HELLO again."""
-        self.state: Literal["new", "greeting", "open", "refused"] = "new"
+        self.state: Literal["new", "greeting", "open", "refused", "closed"] = "new"
         self.refusal = ""
         self.books = Books()
         self.epoch = 0
@@ -80,6 +81,7 @@ class ClientProtocol:
         self._waiting_since = math.nan
         self._hello_sent = -math.inf
         self._decisions: dict[int, tuple[Advice, Mapping[str, Block]]] = {}
+        self._forgotten = -1
 
     @property
     def may_send(self) -> bool:
@@ -93,7 +95,7 @@ class ClientProtocol:
 
     def due_hello(self, now: float) -> Hello | None:
         """The HELLO to send now, if one is due: at the start, and again when the server has been silent."""
-        if self.state == "refused" or now - self._hello_sent < self._silence_s:
+        if self.state in ("refused", "closed") or now - self._hello_sent < self._silence_s:
             return None
         silent = now - self._waiting_since > self._silence_s
         if self.state == "open" and not silent:
@@ -117,12 +119,12 @@ class ClientProtocol:
         instant = (snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)
         return Stamp(self._hello.rank, self.epoch, self._seq, *instant, blocks)
 
-    def unsent(self, stamp: Stamp) -> None:
+    def unsent(self, stamp: Stamp, reason: str = "link full") -> None:
         """The link did not take the message with this stamp: its number is given back, its sample dropped."""
         self._seq -= 1
         if stamp.seq in self.books.sent:
             self.books.sent.discard(stamp.seq)
-            self.books.dropped["link full"] += 1
+            self.books.dropped[reason] += 1
 
     def dropped(self, reason: str) -> None:
         """Counts a sample that was due but not sent."""
@@ -133,12 +135,14 @@ class ClientProtocol:
         """Takes one message of the server. Anything that does not belong here is ignored."""
         if isinstance(message, Welcome):
             self._welcomed(message)
-        elif isinstance(message, Refusal):
+        elif isinstance(message, Refusal) and self.state != "closed":
             self.state, self.refusal = "refused", message.reason
         elif isinstance(message, Ack):
             self._acknowledged(message)
         elif isinstance(message, Advice) and message.ack is not None and message.ack.epoch == self.epoch:
             self._acknowledged(message.ack)
+            if self._is_stale(message):
+                return
             self._decisions[message.decision] = (message, blocks)
             while len(self._decisions) > KEPT_DECISIONS:
                 del self._decisions[min(self._decisions)]
@@ -150,12 +154,21 @@ class ClientProtocol:
             del self._decisions[old]
         return found
 
+    def forget(self, step: int) -> None:
+        """The host has jumped to another state, at `step`: what answers an earlier one means nothing any more."""
+        self._forgotten = step
+        self._decisions = {d: found for d, found in self._decisions.items() if not self._is_stale(found[0])}
+
     def bye(self, step: int, status: str) -> Bye:
-        """The farewell."""
+        """The farewell. A HELLO behind it would take it back."""
+        self.state = "closed"
         return Bye(self._hello.rank, self.epoch, step, status)
 
+    def _is_stale(self, advice: Advice) -> bool:
+        return advice.answers < self._forgotten and advice.action not in (Action.REWIND, Action.STOP)
+
     def _welcomed(self, welcome: Welcome) -> None:
-        if welcome.epoch <= self.epoch:
+        if welcome.epoch <= self.epoch or self.state in ("refused", "closed"):
             return
         if self.epoch:
             self.books.dropped["lost with the server"] += len(self.books.sent)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.messages import VERSION, Ack, Hello, Refusal, Stamp, Welcome
+from schemas.fields import flaw
+from schemas.messages import VERSION, Ack, Bye, Hello, Refusal, Stamp, Welcome
 
 
 @dataclass(slots=True)
@@ -74,6 +75,12 @@ class ServerProtocol:
         stream.received = stamp.seq
         return True
 
+    def farewell(self, peer: bytes, bye: Bye) -> bool:
+        """Whether a farewell comes from the one who holds the stream now."""
+        stream = self.streams.get(bye.rank)
+        # The epoch does not matter: a HELLO of the same peer may have crossed its last Welcome.
+        return stream is not None and stream.peer == peer
+
     def ack(self, rank: int) -> Ack:
         """The acknowledgement of a rank's stream as it stands."""
         stream = self.streams[rank]
@@ -88,7 +95,7 @@ class ServerProtocol:
             return f"Rank {hello.rank} of {hello.ranks} cannot be."
         agreed = self.agreed
         if agreed is None:
-            return ""
+            return f"The fields cannot be used: {sentence}." if (sentence := flaw(hello.fields)) else ""
         if hello.ranks != agreed.ranks:
             return f"Rank {hello.rank} says {hello.ranks} ranks, rank {agreed.rank} said {agreed.ranks}."
         if hello.fields != agreed.fields or hello.invariants != agreed.invariants:

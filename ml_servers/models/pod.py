@@ -152,7 +152,7 @@ def decompose(sizes: tuple[int, ...], products: Floats, train: slice, rank: int)
     values, vectors = np.linalg.eigh(gram[train, train])
     values, vectors = values[::-1], vectors[:, ::-1]
     rank = max(1, min(rank, int(np.count_nonzero(values > _TRUSTED * values[0]))))
-    weights = (vectors[:, :rank] / np.sqrt(np.maximum(values[:rank], 1e-300))).T
+    weights = (vectors[:, :rank] / np.sqrt(np.maximum(values[:rank], 1e-30))).T
     latents = gram[:, train] @ weights.T
     outside = np.maximum(np.diagonal(gram) - (latents**2).sum(axis=1), 0.0)
     return Decomposition(weights, scales, latents, outside)
@@ -285,8 +285,9 @@ def build(sizes: tuple[int, ...], rows: Floats32, train: Indices, found: Decompo
         parts, weight = probes(columns)
         for part in parts:
             overlap += weight * (modes[:, part] @ modes[:, part].T)
-    # Weak modes carry the rounding of the Gram matrix; one Cholesky-QR pass makes them orthonormal.
-    inverse = np.linalg.inv(np.linalg.cholesky(overlap)).astype(np.float32)
+    # Weak modes carry the rounding of the Gram matrix. The nearest orthonormal ones take their place.
+    values, vectors = np.linalg.eigh(overlap)
+    nearest = ((vectors / np.sqrt(np.maximum(values, 0.01))) @ vectors.T).astype(np.float32)
     for part in chunks(slice(0, width)):
-        modes[:, part] = inverse @ modes[:, part]
+        modes[:, part] = nearest @ modes[:, part]
     return Reduction(sizes, mean, found.scales, modes)

@@ -246,11 +246,11 @@ def _in_full(window: Window, space: Decomposition | Reduction, train: slice) -> 
     return build(window.layout.sizes, window.rows, window.index[train], found, window.origin)
 
 
-def read_out(window: Window, course: Course, start: int) -> readout.Readout | None:
-    """The map from latent coordinates to the declared observables; None when there are none."""
+def read_out(window: Window, course: Course, start: int) -> readout.Readout:
+    """The map from latent coordinates to the declared observables; it gives NaN where too few are known."""
     known = np.isfinite(window.observables).all(axis=1) & (np.arange(len(window)) >= start)
-    if not window.observables.shape[1] or known.sum() < 4:
-        return None
+    if known.sum() < 4:
+        return readout.Readout(1, 0, np.full((window.observables.shape[1], course.latents.shape[1] + 1), np.nan))
     held_out = int(np.count_nonzero(known[window.split :]))
     return readout.fit(course.latents[known], window.observables[known], held_out)
 

@@ -54,7 +54,7 @@ class Served:
         last_step: Highest coupling step trained on.
         reduction: Flat states to latent coordinates and back.
         dynamics: The map of latent coordinates.
-        readout: Latent coordinates to observables; None when none are declared.
+        readout: Latent coordinates to observables.
         table: Own estimate of the error by horizon.
         cloud: Where the model was trained.
         lowest: Lowest value of each control (and dt) in training, shape (m,).
@@ -66,7 +66,7 @@ class Served:
     last_step: int
     reduction: Reduction
     dynamics: Affine | Ensemble
-    readout: Readout | None
+    readout: Readout
     table: ErrorTable
     cloud: Cloud
     lowest: Floats
@@ -97,14 +97,13 @@ class Served:
         left_out = float(np.sqrt(outside))
         beyond = max(left_out - self.cloud.outside, 0.0)
         own = max(self.table.at(horizon), spread)
-        series = np.zeros((horizon, 0)) if self.readout is None else self.readout(course)
-        names = [spec.name for spec in layout.observables][: series.shape[1]]
+        series = self.readout(course)
         return Forecast(
             horizon,
             float(np.hypot(own, beyond)),
             self.version,
             arrays=layout.arrays(self.reduction.decode(course[-1])),
-            observables={name: series[:, i] for i, name in enumerate(names)},
+            observables={spec.name: series[:, i].copy() for i, spec in enumerate(layout.observables)},
             residual=float(np.hypot(left_out, self.cloud.excess(latent))),
             in_range=self.covers(controls),
             scales=layout.rms(self.reduction.scales),
@@ -119,6 +118,8 @@ class Served:
             "reduction.scales": self.reduction.scales,
             "table.horizons": self.table.horizons,
             "table.errors": self.table.errors,
+            "readout.form": np.array([self.readout.degree, self.readout.leading], np.int64),
+            "readout.weights": self.readout.weights,
             "cloud.states": self.cloud.states,
             "cloud.limits": np.array([self.cloud.spacing, self.cloud.outside]),
             "controls.lowest": self.lowest,
@@ -126,33 +127,70 @@ class Served:
         }
         if self.reduction.modes is not None:
             found["reduction.modes"] = self.reduction.modes
-        if self.readout is not None:
-            found["readout.form"] = np.array([self.readout.degree, self.readout.leading], np.int64)
-            found["readout.weights"] = self.readout.weights
         found |= {f"dynamics.{name}": array for name, array in self.dynamics.arrays().items()}
-        return found
+        return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
     @classmethod
-    def of(cls, state: Mapping[str, Array]) -> Served:
-        """The model in a state made by `state`; the arrays are taken over, not copied. KeyError when one is missing."""
-        f64: dict[str, NDArray[Any]] = {name: np.asarray(array) for name, array in state.items()}
-        version, trained_on, last_step = (int(v) for v in f64["numbers"])
-        sizes = tuple(int(v) for v in f64["reduction.sizes"])
-        readout = None
-        if "readout.form" in state:
-            degree, leading = (int(v) for v in f64["readout.form"])
-            readout = Readout(degree, leading, f64["readout.weights"])
-        dynamics = {name.removeprefix("dynamics."): a for name, a in f64.items() if name.startswith("dynamics.")}
-        spacing, outside = (float(v) for v in f64["cloud.limits"])
+    def of(cls, state: Mapping[str, Array], layout: Layout) -> Served:
+        """The model in a state made by `state`. The arrays are taken over, not copied.
+
+        Raises:
+            ValueError: When it is no such state, or one for other fields.
+        """
+        try:
+            served = cls._assembled(state)
+            served._try(layout)
+        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+            raise ValueError(
+                f"this is no state of a propagator of these fields ({type(error).__name__}: {error}); give one that "
+                "state() made for the same fields"
+            ) from error
+        return served
+
+    @classmethod
+    def _assembled(cls, state: Mapping[str, Array]) -> Served:
+        arrays: dict[str, NDArray[Any]] = {name: np.asarray(array) for name, array in state.items()}
+        version, trained_on, last_step = (int(v) for v in arrays["numbers"])
+        degree, leading = (int(v) for v in arrays["readout.form"])
+        dynamics = {name.removeprefix("dynamics."): a for name, a in arrays.items() if name.startswith("dynamics.")}
+        spacing, outside = (float(v) for v in arrays["cloud.limits"])
+        sizes = tuple(int(v) for v in arrays["reduction.sizes"])
+        modes = arrays.get("reduction.modes")
         return cls(
             version,
             trained_on,
             last_step,
-            Reduction(sizes, f64["reduction.mean"], f64["reduction.scales"], f64.get("reduction.modes")),
+            Reduction(sizes, arrays["reduction.mean"], arrays["reduction.scales"], modes),
             Ensemble.of(dynamics) if "weights.0" in dynamics else Affine.of(dynamics),
-            readout,
-            ErrorTable(f64["table.horizons"], f64["table.errors"]),
-            Cloud(f64["cloud.states"], spacing, outside),
-            f64["controls.lowest"],
-            f64["controls.highest"],
+            Readout(degree, leading, arrays["readout.weights"]),
+            ErrorTable(arrays["table.horizons"], arrays["table.errors"]),
+            Cloud(arrays["cloud.states"], spacing, outside),
+            arrays["controls.lowest"],
+            arrays["controls.highest"],
         )
+
+    def _try(self, layout: Layout) -> None:
+        """Forecasts from the mean state. ValueError when shapes do not fit together or the answer is not finite."""
+        reduction, width, rank, imposed = self.reduction, layout.width, self.reduction.rank, layout.controls_width
+        base = self.dynamics if isinstance(self.dynamics, Affine) else self.dynamics.base
+        points = len(self.table.horizons)
+        found = {
+            "sizes": (reduction.sizes, layout.sizes),
+            "mean": (reduction.mean.shape, (width,)),
+            "scales": (reduction.scales.shape, (len(layout.sizes),)),
+            "modes": ((rank, width) if reduction.modes is None else reduction.modes.shape, (rank, width)),
+            "advance": (base.advance.shape, (rank, rank)),
+            "control": (base.control.shape, (rank, imposed)),
+            "constant": (base.constant.shape, (rank,)),
+            "readout": (self.readout.weights.shape[:1], (len(layout.observables),)),
+            "lowest": (self.lowest.shape, (imposed,)),
+            "highest": (self.highest.shape, (imposed,)),
+            "table": ((points, *self.table.errors.shape), (max(points, 1), points)),
+            "cloud": (self.cloud.states.shape, (max(len(self.cloud.states), 1), rank)),
+        }
+        for name, (is_now, must_be) in found.items():
+            if is_now != must_be:
+                raise ValueError(f"{name} is {is_now}, it must be {must_be}")
+        forecast = self.forecast(layout, layout.snapshot(reduction.mean, self.lowest), 2)
+        if not forecast.arrays or not all(np.isfinite(array).all() for array in forecast.arrays.values()):
+            raise ValueError("its forecast of the mean state is not finite")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ml_servers.models.affine import Runs
 from ml_servers.models.pod import chunks, field_slices
-from schemas.fields import Array, FieldSpec, Snapshot, with_role
+from schemas.fields import Array, Block, FieldSpec, Snapshot, with_role
 
 Floats = NDArray[np.float64]
 
@@ -80,9 +80,19 @@ class Layout:
         values = [np.asarray(snapshot[spec.name], np.float64).reshape(-1) for spec in self.controls]
         return np.concatenate([*values, [snapshot.dt]])
 
+    def snapshot(self, state: Floats, imposed: Floats) -> Snapshot:
+        """A Snapshot of step 0 with a flat state and controls as `imposed` gives them."""
+        arrays = dict(self.arrays(state))
+        for spec, columns in zip(self.controls, field_slices(tuple(prod(s.shape) for s in self.controls)), strict=True):
+            arrays[spec.name] = imposed[columns].reshape(spec.shape)
+        blocks = {name: Block(array, (0,) * array.ndim) for name, array in arrays.items()}
+        return Snapshot(0, 0.0, float(imposed[-1]), blocks)
+
     def observed(self, snapshot: Snapshot) -> Floats:
         """The observables, shape (m,); NaN where the Snapshot does not carry one."""
-        return np.array([float(_number(snapshot, spec.name)) for spec in self.observables])
+        blocks = snapshot.blocks
+        names = [spec.name for spec in self.observables]
+        return np.array([blocks[name].array.item() if name in blocks else np.nan for name in names], np.float64)
 
     def rms(self, scales: Floats) -> Mapping[str, float]:
         """Rms fluctuation of each state field, in its unit, from root mean squared norms, shape (fields,)."""
@@ -90,10 +100,6 @@ class Layout:
             spec.name: float(scale / np.sqrt(size))
             for spec, scale, size in zip(self.states, scales, self.sizes, strict=True)
         }
-
-
-def _number(snapshot: Snapshot, name: str) -> float:
-    return float(np.asarray(snapshot[name]).reshape(-1)[0]) if name in snapshot.blocks else np.nan
 
 
 @dataclass(frozen=True, slots=True)

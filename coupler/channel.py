@@ -1,0 +1,115 @@
+"""A rank's way to the server: the protocol's messages over a Link, without ever raising because of the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coupler.contracts import Link
+from coupler.errors import LinkError
+from coupler.protocol.client import ClientProtocol
+from schemas import wire
+from schemas.fields import Block, Snapshot
+from schemas.messages import Message, Stamp
+
+LINGER_S = 0.2
+"""Time that the farewell gets to leave."""
+STATUS_CHARS = 2000
+"""Longest cause of a failure that a farewell carries."""
+
+
+class Channel:
+    """Owns the Link of a rank.
+
+    Attributes:
+        protocol: State of the stream.
+        garbled: Messages that could not be read.
+        last_garbled: Why the last of them could not.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        protocol: ClientProtocol,
+        clock: Callable[[], float],
+        max_message_bytes: int,
+        *,
+        digest: bool,
+    ) -> None:
+        """Takes over a connected Link.
+
+        Args:
+            link: The Link.
+            protocol: The protocol of this rank.
+            clock: Monotonic seconds.
+            max_message_bytes: Largest message accepted.
+            digest: Whether arrays carry a digest.
+        """
+        self.protocol = protocol
+        self.garbled = 0
+        self.last_garbled = ""
+        self._link, self._clock = link, clock
+        self._max_message_bytes, self._digest = max_message_bytes, digest
+        self._why_unsent = ""
+
+    def drain(self, timeout_s: float) -> None:
+        """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due."""
+        hello = self.protocol.due_hello(self._clock())
+        if hello is not None and not self._link.send(wire.encode(hello)):
+            self.protocol.hello_unsent()
+        while (received := self._link.receive(timeout_s)) is not None:
+            timeout_s = 0.0
+            try:
+                message, blocks = wire.decode(received[1], self._max_message_bytes)
+            except wire.WireError as error:
+                self.garbled += 1
+                self.last_garbled = str(error)
+                continue
+            self.protocol.receive(message, blocks)
+
+    def post(
+        self, snapshot: Snapshot, blocks: Mapping[str, Block], make: Callable[[Stamp], Message], *, sample: bool
+    ) -> bool:
+        """Sends a stamped message, if the Link takes it. Only when `protocol.may_send`.
+
+        Args:
+            snapshot: The instant it is about.
+            blocks: Blocks to send along.
+            make: The message, from its stamp.
+            sample: Whether it carries a whole state.
+
+        Returns:
+            Whether it was taken; if not, `why_closed` says why.
+        """
+        table, frames = wire.block_table(blocks, self._digest)
+        stamp = self.protocol.stamp(snapshot, table, self._clock(), sample=sample)
+        try:
+            taken = self._link.send(wire.encode(make(stamp), frames))
+            self._why_unsent = "" if taken else "link full"
+        except LinkError as error:  # too large for this link, whatever the time
+            taken, self._why_unsent = False, str(error)
+        if not taken:
+            self.protocol.unsent(stamp, self._why_unsent)
+        return taken
+
+    def why_closed(self) -> str:
+        """Why nothing could be sent just now."""
+        if self.protocol.state == "refused":
+            return f"refused by the server: {self.protocol.refusal}"
+        if self.protocol.state != "open":
+            return "no server yet"
+        return self._why_unsent or ("no credit on another rank" if self.protocol.may_send else "no credit")
+
+    def close(self, step: int, status: str, wait_s: float) -> None:
+        """Says goodbye, waits up to wait_s for the last acknowledgement, and frees the Link."""
+        if self.protocol.state == "open":
+            self._farewell(step, status)
+            end = self._clock() + wait_s
+            while self.protocol.books.in_flight and self._clock() < end:
+                self.drain(0.02)
+        self._link.close(LINGER_S)
+
+    def _farewell(self, step: int, status: str) -> None:
+        try:
+            self._link.send(wire.encode(self.protocol.bye(step, status[:STATUS_CHARS])))
+        except LinkError as error:  # raised on, it would hide the failure that ended the run
+            self.last_garbled = f"the farewell could not be sent: {error}"

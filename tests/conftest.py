@@ -1,0 +1,80 @@
+"""What every test obeys: it leaves nothing behind, and its random cases are the same each time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests share `scripted`
+
+settings.register_profile("house", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("house")
+
+SHM = Path("/dev/shm")
+PATIENCE_MS = 3000
+"""How long what a test has closed may take to go, in all."""
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the one that listed them
+            continue
+    return found
+
+
+def _children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+            commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
+        except OSError:  # a thread or a child that ended meanwhile
+            continue
+        found |= {pid for pid, command in commands.items() if b"resource_tracker" not in command}
+    return found
+
+
+def _orphaned(name: str) -> bool:
+    """Whether nobody maps a file of /dev/shm any more: other test runs on this machine make files there too."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if f"/dev/shm/{name}" in maps.read_text():
+                return False
+        except OSError:  # the process has ended, or is not ours to look into
+            continue
+    return (SHM / name).exists()
+
+
+def _left(before: tuple[set[threading.Thread], dict[str, str], set[str], set[str]]) -> list[str]:
+    threads, descriptors, children, shared = before
+    now = _descriptors()
+    left = [f"thread {t.name}" for t in set(threading.enumerate()) - threads]
+    left += [f"descriptor {n} ({target})" for n, target in now.items() if descriptors.get(n) != target]
+    left += [f"child process {pid}" for pid in _children() - children]
+    left += [f"/dev/shm/{name}" for name in set(os.listdir(SHM)) - shared if _orphaned(name)]
+    return left
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing() -> Iterator[None]:
+    before = (set(threading.enumerate()), _descriptors(), _children(), set(os.listdir(SHM)))
+    yield
+    left = _left(before)
+    if left:
+        gc.collect()  # mappings go with the last array that views them
+    for _ in range(PATIENCE_MS // 20):
+        if not (left := _left(before)):
+            return
+        select.poll().poll(20)
+    pytest.fail(f"left behind: {', '.join(left)}")
