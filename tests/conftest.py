@@ -60,7 +60,9 @@ def _left(before: tuple[set[threading.Thread], dict[str, str], set[str], set[str
     threads, descriptors, children, shared = before
     now = _descriptors()
     left = [f"thread {t.name}" for t in set(threading.enumerate()) - threads]
-    left += [f"descriptor {n} ({target})" for n, target in now.items() if descriptors.get(n) != target]
+    fresh = {number: target for number, target in now.items() if descriptors.get(number) != target}
+    # Libraries keep some of their own files open, such as matplotlib its fonts.
+    left += [f"descriptor {n} ({target})" for n, target in fresh.items() if not target.startswith(sys.prefix)]
     left += [f"child process {pid}" for pid in _children() - children]
     left += [f"/dev/shm/{name}" for name in set(os.listdir(SHM)) - shared if _orphaned(name)]
     return left

@@ -1,4 +1,4 @@
-"""The Coupling against servers that are late, wrong, silent or hostile: the host always gets an Advice it can follow."""
+"""The Coupling against servers that are late, wrong, silent or hostile: the host always gets an Advice to follow."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_a_field_that_changes_its_shape_raises() -> None:
     coupling, sim = coupled(Server())
     go(coupling, sim, 2)
     sim.x = sim.x.astype(np.float32)
-    with pytest.raises(SchemaMismatch, match="At step 2.*'x'.*<f8"):
+    with pytest.raises(SchemaMismatch, match=r"At step 2.*'x'.*<f8"):
         coupling.exchange(sim.snapshot())
 
 
@@ -447,8 +447,8 @@ def test_the_farewell_is_the_last_word() -> None:
 def test_a_block_that_fails_says_why_it_ended() -> None:
     server = Server()
     coupling, sim = coupled(server)
+    go(coupling, sim, 1)
     with pytest.raises(ZeroDivisionError), coupling:
-        go(coupling, sim, 1)
         raise ZeroDivisionError("by zero")
     assert isinstance(server.link.sent[-1], Bye) and server.link.sent[-1].status == "ZeroDivisionError: by zero"
 
