@@ -57,7 +57,7 @@ def test_training_improves_and_numpy_evaluates_what_torch_trained(data: tuple[Fl
     assert ensemble.step(states, imposed) == pytest.approx(there.numpy(), abs=1e-12)
     assert Ensemble.of(ensemble.arrays()).step(states, imposed) == pytest.approx(there.numpy(), abs=1e-12)
     *_, (_, spread) = ensemble.course(data[0][:5], data[1][:5], 3)
-    assert np.all(spread > 0)  # members saw different batches
+    assert np.all(spread > 0)
 
 
 def test_the_same_seed_gives_the_same_networks(data: tuple[Floats, Floats]) -> None:

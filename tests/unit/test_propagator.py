@@ -91,7 +91,7 @@ def errors_at(task: Propagator, horizons: tuple[int, ...]) -> dict[int, float]:
 
 
 def test_it_keeps_the_contract_of_a_task() -> None:
-    report = check_task(make, WAKE, list(wake(120, start=0.9)), horizon=5)
+    report = check_task(make, WAKE, list(wake(120, start=1.0)), horizon=5)
     assert report.observed < 0.02
 
 
@@ -197,12 +197,14 @@ def test_states_that_are_not_finite_are_neither_learned_nor_trusted() -> None:
     assert task.learn(1).superseded == 1
 
 
-def test_noise_is_not_served_and_learning_comes_to_rest() -> None:
-    fields = (FieldSpec("x", "<f8", (100,), "1"),)
-    task = Propagator(fields=fields, seed=0)
+@pytest.mark.parametrize("kind", ["noise", "walk"])
+def test_what_cannot_be_forecast_is_not_served_and_learning_comes_to_rest(kind: str) -> None:
+    task = Propagator(fields=(FieldSpec("x", "<f8", (100,), "1"),), seed=0, window=1000, serve_below=0.9)
     rng = np.random.default_rng(0)
-    for step in range(120):
-        task.observe(Snapshot.of(step, float(step), 1.0, x=rng.standard_normal(100)))
+    latents = rng.standard_normal((800, 3))
+    states = (np.cumsum(latents, axis=0) if kind == "walk" else latents) @ rng.standard_normal((3, 100))
+    for step, state in enumerate(states):
+        task.observe(Snapshot.of(step, float(step), 1.0, x=state))
     report = task.learn(1)
     for _ in range(200):
         if report.idle:
