@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,19 @@ class Scheduled(Protocol):
 
     def changes(self) -> Sequence[tuple[float, bool]]:
         """Simulated time of each change, and whether it is announced through `Snapshot.controls_until`."""
+        ...
+
+
+@runtime_checkable
+class SelfJudged(Protocol):
+    """A Simulation with baselines of its own: with an advised dt, steps differ from those of an all-direct run."""
+
+    def judge(self, observed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Figures of merit of a finished run against the baselines, as plain numbers.
+
+        Args:
+            observed: The run's trajectory of observables, as `coupler.trace.trajectory` gives it.
+        """
         ...
 
 

@@ -111,6 +111,9 @@ def _coupled(spec: RunSpec, folder: Path, console: Console) -> Outcome:
                 return supervisor.watch(child, progress.tick, lambda line: console.print(f"[yellow]{escape(line)}[/]"))
     except KeyboardInterrupt:  # before or after the watch
         return Outcome(interrupted=True)
+    except CouplerError as error:  # a process could not be started
+        _note_failure(folder, error)
+        return Outcome(code=1)
     finally:
         (folder / connect.SOCKET).unlink(missing_ok=True)  # a killed server leaves it
 
@@ -126,7 +129,7 @@ def _here(spec: RunSpec, folder: Path, console: Console) -> Outcome:
         except KeyboardInterrupt:
             return Outcome(interrupted=True, lost=outcome.lost)
         except (Exception, SystemExit) as error:  # whatever the plug-ins raise is the cause of this run's failure
-            write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
+            _note_failure(folder, error)
             console.print_exception(max_frames=4)
             return Outcome(code=1, lost=outcome.lost)
     write_whole(folder / RESULT, json.dumps(facts))
@@ -156,7 +159,7 @@ def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | N
     if outcome.code != 0 or not result.exists():
         return None, f"The reference failed: {_cause(folder / REFERENCE, outcome, log)}"
     compared = json.loads(result.read_text(encoding="utf-8"))["compared_s"]
-    return wall_s - compared, ""
+    return None if compared is None else wall_s - compared, ""
 
 
 def _facts(
@@ -196,6 +199,7 @@ def _facts(
         "rung": spec.run.rung,
         "ranks": spec.simulation.ranks,
         "changes": simulation.get("changes") or None,
+        "judgement": _read(folder / REFERENCE / RESULT).get("judgement"),
         "torch_in_simulation": simulation.get("torch_loaded"),
     }
 
@@ -214,6 +218,10 @@ def _cause(folder: Path, outcome: Outcome, log: Path) -> str:
     return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed.{last}"
 
 
+def _note_failure(folder: Path, error: BaseException) -> None:
+    write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
+
+
 def _conclude(summary: dict[str, Any], console: Console) -> None:
     if summary["status"] != "finished":
         console.print(f"[red]{summary['status']}[/]: {escape(str(summary['cause']))}", highlight=False)
@@ -225,6 +233,8 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
     if error is not None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
+    for name, value in (summary.get("judgement") or {}).items():
+        console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from coupler.errors import CouplerError
 from launch.plan import Process, environment
 from launch.processes import MARK, is_stopped, kill, marked, signal_name
 from ml_servers.__main__ import slot_folders
@@ -91,7 +92,11 @@ class Supervisor:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def start(self, process: Process) -> Child:
-        """Starts a process in a session of its own, its output in its log; it ends with this process at the latest."""
+        """Starts a process in a session of its own, its output in its log; it ends with this process at the latest.
+
+        Raises:
+            CouplerError: There is no such program.
+        """
         log = process.log.open("ab")
         nice, launcher = process.nice, os.getpid()
         mark = f"{self._name}.{len(self._children)}"
@@ -103,15 +108,19 @@ class Supervisor:
             if nice:
                 os.nice(nice)
 
-        popen = subprocess.Popen(
-            process.argv,
-            env=environment(process, os.environ) | {MARK: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=prepare,  # noqa: PLW1509  the launcher starts its processes before its threads
-        )
+        try:
+            popen = subprocess.Popen(
+                process.argv,
+                env=environment(process, os.environ) | {MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=prepare,  # noqa: PLW1509  the launcher starts its processes before its threads
+            )
+        except OSError as error:
+            log.close()
+            raise CouplerError(f"{process.argv[0]} cannot be started ({error.strerror}); is it installed?") from error
         child = Child(process, popen, log, mark)
         self._children.append(child)
         return child
@@ -127,7 +136,7 @@ class Supervisor:
         outcome = Outcome()
         try:
             while simulation.runs:
-                self._notice(outcome, lambda lost: notice(f"{lost} The simulation goes on directly."))
+                self._notice(outcome, notice)
                 tick()
                 _wait(simulation.popen, WATCH_S)
             outcome.code = simulation.popen.returncode
@@ -164,7 +173,8 @@ class Supervisor:
             how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
             last = f" ({line})" if code > 0 and (line := last_line(child.process.log)) else ""
             outcome.lost.append(f"The process {child.process.name!r} {how}{last}; see logs/{child.process.log.name}.")
-            notice(outcome.lost[-1])
+            without = "without it" if child.process.role == "trainer" else "directly"
+            notice(f"{outcome.lost[-1]} The run goes on {without}." if outcome.code is None else outcome.lost[-1])
             if child.process.role == "server":
                 for trainer in self._of("trainer"):
                     if trainer.runs:

@@ -13,9 +13,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.contracts import Simulation
+from coupler.contracts import SelfJudged, Simulation
 from coupler.ranks import Ranks
-from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read
+from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read, trajectory
 from schemas.fields import Array, with_role
 from schemas.run import RunSpec
 from sim_clients import views
@@ -70,6 +70,10 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
     began = time.perf_counter()
     simulation = make(spec, ranks)
     ready = time.perf_counter()
+    if isinstance(simulation, SelfJudged):
+        judged = simulation.judge(trajectory(read(folder / OBSERVABLES)))
+        plain = {name: _plain(value) for name, value in judged.items()}
+        return {"status": "finished", "judgement": plain, "compared_s": None}
     comparison = Comparison(spec, folder, ranks)
     compared_s = 0.0
     for _ in range(spec.run.steps):
@@ -80,6 +84,11 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
     loop_s = time.perf_counter() - ready - compared_s
     comparison.finish()
     return {"status": "finished", "startup_s": ready - began, "loop_s": loop_s, "compared_s": compared_s}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: a baseline that never got there is None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Comparison:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -182,6 +182,7 @@ class Relaxation:
             reject: Whether steps above the tolerance are rejected and halved; when false they count as they are.
         """
         self._mu, self._tolerance, self._substeps, self._reject = mu, tolerance, substeps, reject
+        self._seed = seed
         self._step, self._time, self._dt = 0, 0.0, dt
         self._x, self._v = initial_state(mu, seed)
         self._a = acceleration(self._x, self._v, mu)
@@ -223,6 +224,12 @@ class Relaxation:
                 self._integrate(dt / self._substeps)
             self._step += 1
             self._time += dt
+
+    def judge(self, observed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """See `SelfJudged.judge`: simulated time per force evaluation against a fixed dt and an adaptive controller."""
+        from sim_clients.relaxation_baselines import compare
+
+        return dict(compare(observed, mu=self._mu, seed=self._seed))
 
     def adopt(self, snapshot: Snapshot) -> None:
         """See `Simulation.adopt`."""

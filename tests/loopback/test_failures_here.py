@@ -152,3 +152,10 @@ def test_simulation_that_cannot_be_made(tmp_path: Path) -> None:
 def test_guarded_field_that_is_not_there(tmp_path: Path) -> None:
     result = ran(tmp_path / "run", guard={"bounds": {"y": [0.0, 1.0]}})
     assert result.code == 1 and "guard.bounds names 'y'" in result.summary["cause"]
+
+
+def test_program_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.run.find_mpiexec", lambda: str(tmp_path / "mpiexec"))
+    result = ran(tmp_path / "run", rung="mpi", ranks=2)
+    assert result.code == 1 and "mpiexec cannot be started" in result.summary["cause"]
+    assert result.says(result.summary["cause"])

@@ -40,17 +40,19 @@ class Linear:
         fault_step: int = 0,
         gate_step: int = 0,
         gate: str = "",
+        learn_gate: str = "",
         marks: str = "",
     ) -> None:
         """Makes the task.
 
         Args: gate: File to wait for in `forecast` from gate_step on, when the host stands at a learned state and waits.
+            learn_gate: File to wait for in `learn` from gate_step on.
             marks: Folder where events leave a file.
         """
         if fault == "constructor":
             raise RuntimeError("no such thing as a linear world")
         self.fields, self.wanted, self.fault, self.fault_step = fields, pairs, fault, fault_step
-        self.gate_step, self.gate, self.marks = gate_step, gate, marks
+        self.gate_step, self.gate, self.learn_gate, self.marks = gate_step, gate, learn_gate, marks
         self.pairs: list[tuple[int, Array, Array]] = []
         self.last: tuple[int, float, float, Array] | None = None
         self.matrix, self.version, self.control, self.stiffness, self.energy = np.eye(2), 0, math.nan, 0.0, 0.0
@@ -101,6 +103,8 @@ class Linear:
 
     def learn(self, steps: int) -> Report:
         self._break("learn", self.last[0] if self.last else 0)
+        if self.learn_gate and self.last and self.last[0] >= self.gate_step:
+            wait_at(self.learn_gate)
         newest = self.pairs[-self.wanted :]
         promoted = False
         if len(newest) == self.wanted and self.last is not None and self._misfit(newest, self.matrix) > 1e-9:

@@ -65,7 +65,8 @@ class Rotor:
         self.ranks, self.n = ranks, n
         self.omega, self.later_omega, self.change_step, self.announce = omega, later_omega, change_step, announce
         self.fault = fault if ranks.rank == fault_rank else "none"
-        self.fault_step, self.gates = fault_step, list(gates)
+        self.fault_step = fault_step
+        self.gates = list(gates) if ranks.rank == ranks.size - 1 else []  # the others wait inside MPI then
         self.pace_s, self.slow_until, self.slow_s = pace_s, slow_until, slow_s
         own = np.array_split(np.arange(n), ranks.size)[ranks.rank]
         self.offset = (int(own[0]),)
