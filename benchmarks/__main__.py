@@ -44,6 +44,8 @@ GROUPS = {
     "shadow": Group("benchmarks.runs:shadow", "whether `shadow` leaves the trajectory alone, 3 minutes", True),
     "growth": Group("benchmarks.runs:growth", "net speedup against run length and grid, an hour", True),
 }
+WIDTH = 150
+"""Of the tables when they go to a file; a terminal has its own."""
 RUNS = ("street", "gust", "hidden", "relaxation", "shadow", "growth")
 """What the name `runs` stands for."""
 
@@ -114,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     told = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
         names = chosen(told.names)
     except BenchmarkFailed as problem:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.table import judged
 from coupler.ranks import Ranks
 from sim_clients.vortex_street import VortexStreet
 
@@ -70,7 +71,8 @@ def rows() -> list[dict[str, Any]]:
         simulation = street(precision)
         taken = times_us(lambda s=simulation: s.integrate(SUBSTEPS, 1))  # type: ignore[misc]
         size = simulation.snapshot().nbytes
-        found.append(row(f"vortex street {NX} x {NY}, {precision}, one core", size, taken, against, baseline))
+        made = row(f"vortex street {NX} x {NY}, {precision}, one core", size, taken, against, baseline)
+        found.append(judged(made, "mlups", at_least=40.0))
         if precision == "double":
             against, baseline = "double precision", found[0]["p50_us"]
     return found

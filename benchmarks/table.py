@@ -19,7 +19,7 @@ Rows = list[Row]
 
 COLUMNS = ("case", "bytes", "p50_us", "p99_us", "ratio", "against")
 """What every row has; null where it does not apply."""
-EXTRA = ("median", "low", "high", "unit", "target", "met")
+EXTRA = ("median", "low", "high", "unit", "mlups", "target", "met")
 """Columns that are printed for the tables that have them."""
 
 
@@ -88,7 +88,7 @@ def show(name: str, rows: Iterable[Mapping[str, Any]], console: Console) -> None
     table = Table(title=f"{name} ({machine()})", title_justify="left")
     for column in columns:
         text = column in ("case", "against", "unit", "target", "met")
-        table.add_column(column.replace("_us", " us"), justify="left" if text else "right", no_wrap=column == "case")
+        table.add_column(column.replace("_us", " us"), justify="left" if text else "right", no_wrap=not text)
     for r in rows:
         table.add_row(*(_cell(r.get(column)) for column in columns))
     console.print(table)
