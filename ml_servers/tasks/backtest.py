@@ -86,9 +86,14 @@ def log_score(errors: Mapping[int, Errors], least: int = 3) -> dict[int, float]:
 
 
 def gain(candidate: Mapping[int, float], rival: Mapping[int, float]) -> float:
-    """Mean logarithm by which a candidate's errors are smaller than a rival's, over the horizons of both."""
-    common = candidate.keys() & rival.keys()
-    return float(np.mean([rival[h] - candidate[h] for h in common])) if common else 0.0
+    """Mean logarithm by which a candidate's errors are smaller than a rival's, over the horizons of both.
+
+    Weights grow with the root of the horizon: short horizons mostly show what the latent space leaves out, long ones
+    how the dynamics drift, but from fewer independent starts.
+    """
+    common = sorted(candidate.keys() & rival.keys())
+    gains = [rival[h] - candidate[h] for h in common]
+    return float(np.average(gains, weights=np.sqrt(common))) if common else 0.0
 
 
 @dataclass(frozen=True, slots=True)

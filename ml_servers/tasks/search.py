@@ -260,7 +260,8 @@ def cloud_of(course: Course, train: slice) -> Cloud:
 
     Args:
         course: All states of the window.
-        train: Those trained on. The distances of the later half from the earlier half are the ordinary ones.
+        train: Those trained on. A distance is ordinary up to the largest of the later half from the earlier half:
+            twice as sparse as all, so that a trajectory that passes between trained states is not taken for strange.
     """
     middle = (train.start + train.stop) // 2
     earlier, later = course.latents[train.start : middle], course.latents[middle : train.stop]
@@ -268,4 +269,4 @@ def cloud_of(course: Course, train: slice) -> Cloud:
     distance = np.sqrt(((others[:, None] - earlier[None]) ** 2).sum(axis=2).min(axis=1))
     chosen = np.unique(np.linspace(train.start, train.stop - 1, min(_CLOUD, train.stop - train.start)).astype(int))
     outside = float(np.sqrt(np.quantile(course.outside[train], 0.95)))
-    return Cloud(course.latents[chosen], float(np.quantile(distance, 0.95)), outside)
+    return Cloud(course.latents[chosen], float(distance.max()), outside)
