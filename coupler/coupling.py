@@ -13,7 +13,7 @@ import msgspec
 
 from coupler import soundness
 from coupler.agreement import Vote, agree, agree_decision, agree_objection, totals
-from coupler.assembly import blend, unmixable
+from coupler.blending import blend_in
 from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
 from coupler.guard import Guard
@@ -93,17 +93,10 @@ class Coupling:
         self.advice = self._newest = Advice.direct("not asked yet", terms.dt)
         self._clock = clock
         self._record = recorder or RunRecorder(None)
-        hello = messages.Hello(
-            messages.VERSION,
-            terms.run,
-            self.ranks.rank,
-            self.ranks.size,
-            tuple(fields),
-            {name: item.reduction for name, item in (invariants or {}).items()},
-            start_step,
-            terms.last_step,
-            can_rewind,
-        )
+        place = (self.ranks.rank, self.ranks.size)
+        reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
+        span = (start_step, terms.last_step)
+        hello = messages.Hello(messages.VERSION, terms.run, *place, tuple(fields), reductions, *span, can_rewind)
         self._protocol = ClientProtocol(hello)
         self._channel: Channel | None = None
         if link is not None:
@@ -379,7 +372,9 @@ class Coupling:
         if self._may_keep:
             self.keep(before, simulation.save())
         if advice.weight < 1.0:
-            self._blend(simulation, advice, learned, before)
+            fields = tuple(self.fields.values())
+            if reason := blend_in(simulation, self.ranks, fields, learned, advice.dt, advice.weight):
+                self._refused, self._mixed, self._adopted = reason, 0, 0
             return
         totals_before = self._totals(simulation)
         simulation.adopt(learned)
@@ -392,16 +387,6 @@ class Coupling:
             self._may_keep, self._adopted = True, 0
             undone = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
             self._record.decided(learned, self.fields, undone, 0.0, self._clock())
-
-    def _blend(self, simulation: Simulation, advice: Advice, learned: Snapshot, before: int) -> None:
-        simulation.integrate(advice.dt, learned.step - before)
-        integrated = simulation.snapshot()
-        reason = agree_objection(self.ranks, unmixable(integrated, learned.blocks))
-        if reason:
-            self._refused, self._mixed, self._adopted = reason, 0, 0
-            return
-        mixed = blend(tuple(self.fields.values()), integrated, learned.blocks, advice.weight)
-        simulation.adopt(Snapshot(learned.step, learned.time, learned.dt, mixed))
 
     def _totals(self, simulation: Simulation) -> dict[str, float]:
         """Global values of the guarded invariants."""

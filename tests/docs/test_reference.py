@@ -21,7 +21,7 @@ SPEAKERS = {
     "coupler/coupling.py": ("Coupling",),
     "coupler/channel.py": ("why_closed",),
     "coupler/guard.py": ("Guard",),
-    "coupler/assembly.py": ("unmixable",),
+    "coupler/blending.py": ("unmixable",),
     "ml_servers/answers.py": ("rewind",),
 }
 """Where reasons are made: files, and in them classes or functions; the empty name means constants of the module."""

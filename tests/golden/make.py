@@ -1,4 +1,4 @@
-"""Makes the golden files: the frames of one message of each kind, each frame behind its length (8 bytes, little-endian).
+"""Makes the golden files: the frames of one message of each kind, each behind its length (8 bytes, little-endian).
 
     python tests/golden/make.py         writes them anew, after a change of the wire layout (and of `VERSION`)
 
@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from schemas import messages as m
@@ -110,8 +109,6 @@ def main() -> None:
     """Writes every golden file."""
     for name, (message, blocks) in examples().items():
         (HERE / f"{name}.bin").write_bytes(packed(frames(message, blocks)))
-    plain = {name: msgspec.to_builtins(message) for name, (message, _) in examples().items()}
-    (HERE / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,271 @@
+"""Both halves of the protocol over a channel that loses, doubles and reorders: the books balance at every moment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coupler.protocol.client import ClientProtocol
+from coupler.protocol.server import ServerProtocol
+from schemas.fields import FieldSpec, Snapshot
+from schemas.messages import VERSION, Ack, Action, Advice, Bye, Hello, Refusal, Stamp, Welcome
+
+HELLO = Hello(VERSION, "r", 0, 1, (FieldSpec("u", "<f8", (3,), "1"),), {}, 0, 100, True)
+CREDIT = 3
+SILENCE_S = 2.0
+
+
+def snapshot(step: int = 0) -> Snapshot:
+    return Snapshot(step, 0.0, 1.0)
+
+
+class ProtocolPair(RuleBasedStateMachine):
+    """A rank and its server; `up` and `down` are what is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = ClientProtocol(HELLO, SILENCE_S)
+        self.server = ServerProtocol("r", (), CREDIT)
+        self.up: list[tuple[Any, int]] = []  # message, number of the sample in it (0: none)
+        self.down: list[Any] = []
+        self.now = 0.0
+        self.sample = 0
+        self.highest_epoch = self.last_epoch = 0
+        self.admitted: list[int] = []
+        self.decision = 0
+
+    @rule(seconds=st.sampled_from([0.5, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(taken=st.booleans())
+    def greet(self, taken: bool) -> None:
+        if (hello := self.client.due_hello(self.now)) is not None:
+            if taken:
+                self.up.append((hello, 0))
+            else:
+                self.client.hello_unsent()
+
+    @precondition(lambda self: self.client.may_send)
+    @rule(sample=st.booleans(), taken=st.sampled_from([True, True, True, False]))
+    def send(self, sample: bool, taken: bool) -> None:
+        stamp = self.client.stamp(snapshot(), (), self.now, sample=sample)
+        if not taken:
+            self.client.unsent(stamp)
+            return
+        self.sample += sample
+        self.up.append((stamp, self.sample if sample else 0))
+
+    @precondition(lambda self: not self.client.may_send)
+    @rule()
+    def cannot_send(self) -> None:
+        self.client.dropped("no credit")
+
+    @precondition(lambda self: self.up)
+    @rule(which=st.integers(0, 9), fate=st.sampled_from(["arrives", "arrives", "arrives", "lost", "twice"]))
+    def upward(self, which: int, fate: str) -> None:
+        message, number = self.up[which % len(self.up)]
+        if fate != "twice":
+            del self.up[which % len(self.up)]
+        if fate == "lost":
+            return
+        if isinstance(message, Hello):
+            answer = self.server.hello(b"rank-0", message)
+            assert isinstance(answer, Welcome) and answer.epoch > self.highest_epoch
+            self.highest_epoch = answer.epoch
+            self.down.append(answer)
+            return
+        stream = self.server.streams.get(0)
+        if self.server.admit(b"rank-0", message):
+            assert stream is not None and message.epoch == stream.epoch  # fenced otherwise
+            if number:
+                self.admitted.append(number)
+            self.decision += 1
+            self.down.append(Advice(action=Action.DIRECT, decision=self.decision, ack=self.server.ack(0), answers=0))
+        elif stream is not None:
+            self.down.append(self.server.ack(0))
+
+    @precondition(lambda self: self.down)
+    @rule(which=st.integers(0, 9), fate=st.sampled_from(["arrives", "arrives", "arrives", "lost", "twice"]))
+    def downward(self, which: int, fate: str) -> None:
+        message = self.down[which % len(self.down)]
+        if fate != "twice":
+            del self.down[which % len(self.down)]
+        if fate != "lost":
+            self.client.receive(message, {})
+
+    @rule()
+    def take(self) -> None:
+        newest = self.client.newest
+        assert (self.client.take(newest) is not None) == (newest > 0) and self.client.newest == 0
+
+    @rule()
+    def server_comes_back(self) -> None:
+        self.server = ServerProtocol("r", (), CREDIT, first_epoch=self.highest_epoch + 1)
+
+    @invariant()
+    def books_balance(self) -> None:
+        books: Any = self.client.books.summary()
+        parts = books["retained"] + books["in_flight"] + books["admitted"] + sum(books["dropped"].values())
+        assert books["produced"] == parts
+
+    @invariant()
+    def credit_bounds_what_is_in_flight(self) -> None:
+        assert self.client.books.in_flight <= CREDIT
+        assert self.client._seq - self.client._received <= CREDIT
+
+    @invariant()
+    def no_sample_is_admitted_twice(self) -> None:
+        assert len(self.admitted) == len(set(self.admitted))
+
+    @invariant()
+    def epochs_rise_and_decisions_are_bounded(self) -> None:
+        assert self.last_epoch <= self.client.epoch <= self.highest_epoch
+        self.last_epoch = self.client.epoch
+        assert len(self.client._decisions) <= 4
+
+    def teardown(self) -> None:
+        """Whatever happened: once messages pass, the stream is open and has room again."""
+        for _ in range(6):
+            self.now += 3.0
+            self.greet(taken=True)
+            while self.up:
+                self.upward(0, "arrives")
+            while self.down:
+                self.downward(0, "arrives")
+        assert self.client.state == "open" and self.client.may_send and self.client.books.in_flight == 0
+        self.books_balance()
+
+
+TestProtocolPair = ProtocolPair.TestCase
+TestProtocolPair.settings = settings(max_examples=60, stateful_step_count=50)
+
+
+def opened(credit: int = CREDIT) -> ClientProtocol:
+    client = ClientProtocol(HELLO, SILENCE_S)
+    assert client.due_hello(0.0) == HELLO
+    client.receive(Welcome(1, credit, ()), {})
+    return client
+
+
+def told(decision: int, answers: int, action: Action = Action.DIRECT, epoch: int = 1) -> Advice:
+    return Advice(action=action, decision=decision, ack=Ack(epoch, 0, 0, CREDIT), answers=answers)
+
+
+def test_hello_is_said_again_only_after_silence() -> None:
+    client = ClientProtocol(HELLO, SILENCE_S)
+    assert client.due_hello(0.0) and client.due_hello(1.9) is None and client.due_hello(2.0) is not None
+    client = opened()
+    assert client.due_hello(100.0) is None  # nothing was asked: nothing is missing
+    client.stamp(snapshot(), (), 100.0, sample=True)
+    assert client.due_hello(101.9) is None and client.due_hello(102.1) is not None and client.due_hello(103.0) is None
+
+
+def test_a_refused_or_closed_client_says_nothing_more() -> None:
+    for end in (lambda c: c.receive(Refusal("no"), {}), lambda c: c.bye(5, "finished")):
+        client = opened()
+        end(client)
+        assert not client.may_send and client.due_hello(1e9) is None
+        client.receive(Welcome(9, 8, ()), {})
+        assert not client.may_send
+
+
+def test_what_was_in_flight_when_the_server_came_back_is_lost_and_counted() -> None:
+    client = opened()
+    client.stamp(snapshot(), (), 0.0, sample=True)
+    client.receive(told(7, 0), {})
+    client.receive(Welcome(2, CREDIT, ()), {})
+    assert client.books.dropped == {"lost with the server": 1} and client.newest == 0
+    client.receive(told(8, 0, epoch=1), {})
+    assert client.newest == 0
+    client.receive(told(8, 0, epoch=2), {})
+    assert client.newest == 8
+
+
+def test_decisions_are_taken_in_order_and_old_ones_forgotten() -> None:
+    client = opened()
+    for decision in (3, 1, 2):
+        client.receive(told(decision, 0), {})
+    assert client.newest == 3 and client.take(2) is not None and client.take(1) is None
+    assert client.newest == 3 and client.take(9) is None and client.newest == 0
+
+
+def test_after_a_jump_only_what_answers_the_new_state_counts_but_for_rewind_and_stop() -> None:
+    client = opened()
+    client.receive(told(1, 4), {})
+    client.forget(10)
+    assert client.newest == 0
+    client.receive(told(2, 9), {})
+    assert client.newest == 0
+    client.receive(told(3, 10), {})
+    assert client.newest == 3
+    for decision, action in ((4, Action.REWIND), (5, Action.STOP)):
+        client.receive(told(decision, 2, action), {})
+        client.forget(11)
+        assert client.newest == decision
+
+
+@pytest.mark.parametrize("ack", [Ack(1, 99, 99, 8), Ack(1, -5, 0, 8), Ack(7, 1, 0, 8), Ack(1, 1, 0, -4)])
+def test_an_impossible_acknowledgement_does_not_unbalance_the_books(ack: Ack) -> None:
+    client = opened()
+    client.stamp(snapshot(), (), 0.0, sample=True)
+    client.receive(ack, {})
+    books = client.books
+    assert books.produced == 1 == books.admitted + books.in_flight
+    assert client._received <= client._seq
+
+
+def stamp(seq: int, epoch: int = 1, rank: int = 0) -> Stamp:
+    return Stamp(rank, epoch, seq, 0, 0.0, 1.0, math.inf, ())
+
+
+def test_the_server_admits_once_fences_and_counts_gaps() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    assert not server.admit(b"a", stamp(1))  # before any HELLO
+    server.hello(b"a", HELLO)
+    assert server.complete
+    assert [server.admit(b"a", stamp(n)) for n in (1, 1, 4, 2)] == [True, False, True, False]
+    assert not server.admit(b"b", stamp(5)) and not server.admit(b"a", stamp(5, epoch=0))
+    stream = server.streams[0]
+    assert (stream.received, stream.lost, stream.duplicates, stream.fenced) == (4, 2, 2, 2)
+    assert server.ack(0) == Ack(1, 4, 0, CREDIT)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": VERSION + 1}, "version"),
+        ({"run": "other"}, "belongs to run 'other'"),
+        ({"rank": 1}, "Rank 1 of 1"),
+        ({"rank": -1}, "Rank -1"),
+        ({"fields": (FieldSpec("u", "<f8", (3,), "1"),) * 2}, "declared twice"),
+    ],
+)
+def test_a_hello_that_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
+    answer = ServerProtocol("r", (), CREDIT).hello(b"a", msgspec.structs.replace(HELLO, **change))
+    assert isinstance(answer, Refusal) and says in answer.reason
+
+
+@pytest.mark.parametrize(
+    "change", [{"ranks": 3}, {"fields": ()}, {"invariants": {"energy": "sum"}}, {"fields": HELLO.fields * 2}]
+)
+def test_ranks_must_agree(change: dict[str, Any]) -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    first = msgspec.structs.replace(HELLO, ranks=2)
+    assert isinstance(server.hello(b"a", first), Welcome) and not server.complete
+    second = msgspec.structs.replace(first, rank=1, **change)
+    assert isinstance(server.hello(b"b", second), Refusal)
+
+
+def test_only_the_holder_of_a_stream_says_goodbye() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    server.hello(b"a", HELLO)
+    bye = Bye(0, 1, 5, "finished")
+    assert server.farewell(b"a", bye) and not server.farewell(b"b", bye)
+    assert not server.farewell(b"a", Bye(3, 1, 5, "finished"))

@@ -1,0 +1,134 @@
+"""Trace, ledger and run folder: what is written is what happened."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import FIELDS, Spinner
+
+from coupler.contracts import Advice
+from coupler.ledger import Ledger
+from coupler.recording import RunRecorder
+from coupler.testing.clock import ManualClock
+from coupler.trace import Observed, Record, Recorder, read, trajectory
+from schemas import messages
+from schemas.fields import Block, FieldSpec, Snapshot
+from schemas.messages import Action
+
+
+def test_a_torn_file_reads_up_to_the_tear(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    recorder = Recorder(path)
+    sizes = []
+    for step in range(4):
+        recorder.write(Record(step=step, time=0.1 * step, dt=0.1, action="direct", bound=math.inf))
+        recorder.flush()
+        sizes.append(path.stat().st_size)
+    recorder.close()
+    recorder.close()
+    data = path.read_bytes()
+    for size in range(len(data) + 1):
+        path.write_bytes(data[:size])
+        assert [r["step"] for r in read(path)] == list(range(sum(s <= size for s in sizes)))
+    assert recorder.count == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4)), max_size=12))
+def test_the_trajectory_is_what_came_last(moves: list[tuple[int, int]]) -> None:
+    """The run goes back to a step and writes on from there, any number of times."""
+    records, model, number = [], {}, 0
+    for back, length in moves:
+        start = min(back, max(model, default=-1) + 1)
+        model = {s: v for s, v in model.items() if s < start}
+        for step in range(start, start + length):
+            number += 1
+            model[step] = number
+            records.append({"step": step, "values": {"n": number}})
+    assert {r["step"]: r["values"]["n"] for r in trajectory(iter(records))} == model
+
+
+def test_the_ledger_books_each_second_once() -> None:
+    clock = ManualClock(5.0)
+    ledger = Ledger(clock)
+
+    def exchange(inside: float, learned: int, outside: float) -> None:
+        ledger.enter()
+        clock.advance(inside)
+        ledger.leave(learned)
+        clock.advance(outside)
+
+    exchange(0.25, 0, 2.0)
+    exchange(0.25, 0, 4.0)
+    exchange(0.5, 10, 0.25)  # a learned state over 10 steps
+    exchange(0.25, 0, 3.0)
+    ledger.enter()
+    told = ledger.summary()
+    assert (told["direct_s"], told["direct_steps"], told["learned_s"], told["learned_steps"]) == (9.0, 3, 0.75, 10)
+    assert (told["stall_s"], told["exchanges"], ledger.direct_step()) == (1.25, 4, 3.0)
+    assert json.loads(json.dumps(told)) == told
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 31, 32, 33, 80])
+def test_the_typical_step_is_the_median_of_recent_ones(steps: int) -> None:
+    clock = ManualClock()
+    ledger = Ledger(clock)
+    times = [float(n * 7 % 11 + 1) for n in range(steps)]
+    ledger.enter()
+    for seconds in times:
+        ledger.leave(0)
+        clock.advance(seconds)
+        ledger.enter()
+    assert ledger.direct_step() == np.median(times[-32:])
+    assert Ledger(clock).direct_step() == 0.0
+
+
+def test_a_run_folder_with_every_action(tmp_path: Path) -> None:
+    fields = {spec.name: spec for spec in FIELDS}
+    recorder, sim = RunRecorder(tmp_path), Spinner()
+    told = messages.Advice(
+        action=Action.LEARNED, decision=4, answers=0, step=3, time=1.5, dt=9.0, version=2, bound=0.01, tolerance=0.05,
+        observables={"lift": [1.0, 2.0]},
+    )  # fmt: skip
+    learned = Advice(Action.LEARNED, "good", version=2, snapshot=Snapshot(3, 1.5, 0.5), phase="learned")
+    recorder.observed(sim.snapshot(), fields, 0)
+    recorder.told(told)
+    recorder.decided(sim.snapshot(), fields, learned, 0.25, 100.0)
+    recorder.decided(sim.snapshot(), fields, Advice(Action.REWIND, "bad", rewind_to=0), 0.0, 101.0)
+    recorder.decided(sim.snapshot(), fields, Advice.direct("fine", 0.5), 0.0, 102.0)
+    recorder.close(Ledger(ManualClock()), {"produced": 1})
+    rows = list(read(tmp_path / "trace.msgpack"))
+    assert [(r["action"], r["to_step"], r["decision"], r["version"]) for r in rows] == [
+        ("learned", 3, 4, 2),
+        ("rewind", 0, 0, 0),
+        ("direct", 1, 0, 0),
+    ]
+    assert rows[0]["controls"] == {"force": 1.0} and rows[0]["bound"] == 0.01 and math.isnan(rows[1]["tolerance"])
+    assert [r["wall_s"] for r in rows] == [0.0, 1.0, 2.0]
+    seen = [(r["step"], r["time"], r["values"]) for r in read(tmp_path / "observables.msgpack")]
+    assert seen == [(0, 0.0, {"lift": 0.0}), (1, 0.5, {"lift": 1.0}), (2, 1.0, {"lift": 2.0}), (3, 1.5, {})]
+    ledger: dict[str, Any] = json.loads((tmp_path / "ledger.json").read_text())
+    assert ledger["samples"] == {"produced": 1}
+
+
+def test_a_scalar_of_several_values_is_no_column_and_no_crash(tmp_path: Path) -> None:
+    fields = {"g": FieldSpec("g", "<f8", (3,), "1", "scalar", "control")}
+    recorder = RunRecorder(tmp_path)
+    snapshot = Snapshot(0, 0.0, 1.0, {"g": Block(np.zeros(3), (0,))})
+    recorder.decided(snapshot, fields, Advice.direct("fine", 0.5), 0.0, 0.0)
+    recorder.close(Ledger(ManualClock()), {})
+    [row] = read(tmp_path / "trace.msgpack")
+    assert row["controls"] == {}
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
+    recorder = RunRecorder(None)
+    recorder.decided(Spinner().snapshot(), {}, Advice.direct("fine", 0.5), 0.0, 0.0)
+    recorder.close(Ledger(ManualClock()), {})
+    assert Recorder(None).write(Observed(step=0, time=0.0, origin=0, values={})) is None

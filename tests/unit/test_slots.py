@@ -1,0 +1,101 @@
+"""Slots: states in one mapped file, written again only after every trainer let go."""
+
+from __future__ import annotations
+
+import gc
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coupler.errors import LinkError
+from ml_servers import slots as slots_module
+from ml_servers.slots import Slots
+from schemas.fields import FieldSpec
+
+FIELDS = (
+    FieldSpec("u", "<f4", (5, 3), "m/s"),
+    FieldSpec("none", "<f8", (0, 2), "1"),
+    FieldSpec("flags", "|u1", (7,), "1"),
+    FieldSpec("energy", "<f8", (), "1", "scalar", "observable"),
+)
+
+
+def filled(slots: Slots, value: float, holders: int) -> int | None:
+    arrays = slots.acquire()
+    arrays["u"][...] = value
+    return slots.filled({**arrays, "energy": np.array(value)}, holders)
+
+
+def test_both_sides_see_the_same_values_and_generations(tmp_path: Path) -> None:
+    owner = Slots(tmp_path / "slots", FIELDS, 3, create=True)
+    reader = Slots(tmp_path / "slots", FIELDS, 3, create=False)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        slot = filled(owner, value, 1)
+        assert slot is not None
+        seen = reader.arrays(slot)
+        assert (seen["u"] == value).all() and seen["energy"] == value and seen["none"].shape == (0, 2)
+        assert reader.generation(slot) == owner.generation(slot) >= 1
+        owner.release(slot)
+    assert all(array.ctypes.data % 64 == 0 for array in owner.arrays(2).values() if array.size)
+
+
+def test_a_slot_is_free_when_every_holder_let_go(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "slots", FIELDS, 1, create=True)
+    slot = filled(slots, 1.0, 2)
+    assert slot == 0 and filled(slots, 9.0, 1) is None  # full: fresh arrays, which are no slot's
+    assert (slots.arrays(0)["u"] == 1.0).all()
+    slots.release(0)
+    assert filled(slots, 9.0, 1) is None
+    slots.release(0)
+    slots.release(0)  # a trainer that came back may release again
+    slots.release(77)
+    before = slots.generation(0)
+    assert filled(slots, 2.0, 1) == 0 and slots.generation(0) == before + 1
+    assert filled(slots, 9.0, 1) is None
+
+
+def test_what_nobody_wants_and_what_is_given_up_is_free_at_once(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "slots", FIELDS, 1, create=True)
+    assert filled(slots, 1.0, 0) == 0
+    slots.discard(slots.acquire())
+    assert filled(slots, 1.0, 0) == 0
+
+
+def test_arrays_that_are_no_slots_are_never_taken_for_one(tmp_path: Path) -> None:
+    """A lent array is kept, so no fresh array can get its identity."""
+    slots = Slots(tmp_path / "slots", FIELDS, 2, create=True)
+    for _ in range(2):
+        slots.acquire()  # lost by the caller
+    gc.collect()
+    for _ in range(50):
+        fresh = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in FIELDS}
+        assert slots.filled(fresh, 1) is None
+        del fresh
+
+
+def test_a_file_that_is_not_this_runs_is_refused(tmp_path: Path) -> None:
+    Slots(tmp_path / "slots", FIELDS, 3, create=True)
+    for fields, count in ((FIELDS, 2), (FIELDS[:1], 3)):
+        with pytest.raises(LinkError, match="not the training buffer"):
+            Slots(tmp_path / "slots", fields, count, create=False)
+    with pytest.raises(LinkError):
+        Slots(tmp_path / "missing", FIELDS, 3, create=False)
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = namedtuple("full", "f_bavail f_frsize")(1, 4096)
+    monkeypatch.setattr(slots_module.os, "statvfs", lambda _path: full)
+    with pytest.raises(LinkError, match="lower `buffer_mb`"):
+        Slots(tmp_path / "slots", FIELDS, 100, create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_owner_removes_the_file(tmp_path: Path) -> None:
+    owner = Slots(tmp_path / "slots", FIELDS, 1, create=True)
+    Slots(tmp_path / "slots", FIELDS, 1, create=False).close()
+    assert (tmp_path / "slots").exists()
+    owner.close()
+    owner.close()
+    assert not (tmp_path / "slots").exists()
