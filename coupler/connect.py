@@ -91,7 +91,7 @@ def open_coupling(
     """Opens the Coupling of one rank of the simulation in a run folder.
 
     Args:
-        folder: Run folder, made by `coupler run` (an embedded code gets it as `COUPLER_RUN`).
+        folder: Run folder, holding the resolved `case.toml`.
         fields: Declared fields.
         ranks: Ranks of the simulation; serial when None.
         invariants: First contributions to the conserved quantities, if there are any.

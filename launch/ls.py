@@ -29,7 +29,6 @@ _WHAT = {
     "views": "pictures' data, one file per view and rank",
     "logs": "what each process wrote",
     "checkpoint": "last checkpoint of each task",
-    "slots": "weights and states on their way between server and trainer",
     "reference": "the all-direct run",
     "link": "sockets",
     ADDRESS: "where the server listens",

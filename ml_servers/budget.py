@@ -1,7 +1,7 @@
 """The budget of the coupling: how often to stream while the model has not paid for itself. Pure.
 
 The planned run costs about `steps * direct_step_s` of wall time without coupling. A share `overhead` of it may be
-spent on streaming and learning before the model earns anything; half of that at once, the rest as the run goes on.
+spent on streaming and learning before the model earns anything; most of it at once, the rest as the run goes on.
 When it is spent, the host is given leases, during which it neither sends nor asks, long enough to keep to the plan.
 What learned steps save is added to the budget, so that a model that pays is never starved.
 """
@@ -14,8 +14,10 @@ import msgspec
 
 MAX_LEASE = 4096
 """Longest lease in steps."""
-BURST = 64
+BURST = 128
 """States streamed in a row between two leases: a learner of dynamics needs successive ones."""
+AT_ONCE = 0.8
+"""Share of the budget that may be spent at once: a model that comes late has less of the run left to pay with."""
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +58,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     def allowed_s(self, step: int) -> float:
         """What may have been spent by this step."""
         plan = self.overhead * self.steps * self.direct_step_s
-        return plan * (0.5 + 0.5 * min(step / self.steps, 1.0)) + 0.5 * self.saved_s
+        return plan * (AT_ONCE + (1.0 - AT_ONCE) * min(step / self.steps, 1.0)) + 0.5 * self.saved_s
 
     def trained(self, cpu_s: float) -> Budget:
         """After a trainer used some CPU time."""
@@ -64,15 +66,20 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def share(self, step: int) -> float:
         """Share of a core that a trainer may use while ranks integrate: all of it within the budget."""
-        return 1.0 if self.direct_step_s <= 0.0 or self.spent_s <= self.allowed_s(step) else 0.5 * self.overhead
+        return 1.0 if self.direct_step_s <= 0.0 or self.spent_s <= self.allowed_s(step) else self._rest
+
+    @property
+    def _rest(self) -> float:
+        """Share of the wall time that may be spent as the run goes on."""
+        return (1.0 - AT_ONCE) * self.overhead
 
     def lease(self, step: int) -> tuple[int, Budget]:
         """Steps until the next state should be streamed (1: the next one), and the budget after it."""
         excess = self.spent_s - self.allowed_s(step)
         if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST:
             return 1, self
-        # The allowance grows by overhead/2 of a direct step's time each step: wait until it has caught up.
-        growth = 0.5 * self.overhead * self.direct_step_s
+        # The allowance grows by this much each step: wait until it has caught up.
+        growth = self._rest * self.direct_step_s
         wait = int(excess / growth) + 1 if growth > 0.0 else MAX_LEASE
         return min(max(wait, BURST), MAX_LEASE), msgspec.structs.replace(self, burst=0)
 

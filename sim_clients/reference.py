@@ -22,8 +22,10 @@ from sim_clients import views
 
 REFERENCE = "reference"
 ERRORS = "errors.msgpack"
-WINDOW = 3
-"""Reference steps on either side of a state among which a phase shift is looked for."""
+WINDOW = 1
+"""Reference steps on either side of a state that give its rate of change, and so its phase shift."""
+MOST_SHIFT = 3.0
+"""Largest phase shift looked for, in steps: three-point differences say nothing about larger ones."""
 SAMPLING = 7
 """Every so many steps the reference enters the statistics of the fluctuation (coprime to common periods)."""
 
@@ -76,13 +78,18 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
         return {"status": "finished", "judgement": plain, "compared_s": None}
     comparison = Comparison(spec, folder, ranks)
     compared_s = 0.0
+    dt = spec.limits.dt or simulation.snapshot().dt
     for _ in range(spec.run.steps):
-        simulation.integrate(spec.limits.dt or simulation.snapshot().dt, 1)
+        simulation.integrate(dt, 1)
         paused = time.perf_counter()
         comparison.after_step(simulation)
         compared_s += time.perf_counter() - paused
     loop_s = time.perf_counter() - ready - compared_s
+    paused = time.perf_counter()
+    simulation.integrate(dt, 1)  # one step more, so that the phase of the last state can be told too
+    comparison.look(simulation)
     comparison.finish()
+    compared_s += time.perf_counter() - paused
     return {"status": "finished", "startup_s": ready - began, "loop_s": loop_s, "compared_s": compared_s}
 
 
@@ -123,8 +130,13 @@ class Comparison:
             self._observables.write(Observed(step=snapshot.step, time=snapshot.time, origin=0, values=values))
         if snapshot.step in self._shown:
             self._own.write(simulation, 0)
+        self.look(simulation)
+
+    def look(self, simulation: Simulation) -> None:
+        """Compares what the present state of the reference makes comparable."""
         if not self._steps:
             return
+        snapshot = simulation.snapshot()
         shown = views.view(simulation)
         self._names = tuple(shown.blocks)
         values_now = _flat({name: block.array for name, block in shown.blocks.items()})
@@ -176,7 +188,7 @@ def _row(step: int, when: float, origin: int, sums: NDArray[np.float64], total: 
     """
     dd, dv, vv, db, vb, bb = sums
     quartic = np.poly1d([0.25 * bb, vb, vv - db, -2.0 * dv, dd])
-    roots = [root.real for root in quartic.deriv().roots if abs(root.imag) < 1e-9 and abs(root.real) <= WINDOW]
+    roots = [root.real for root in quartic.deriv().roots if abs(root.imag) < 1e-9 and abs(root.real) <= MOST_SHIFT]
     shift = min(roots, key=lambda s: float(quartic(s)), default=0.0)
     scale = total if total > 0.0 else 1.0
     return {

@@ -149,6 +149,7 @@ def test_unannounced_change_is_found_and_rewound(tmp_path: Path) -> None:
     origins = {record["step"]: record["origin"] for record in result.observables}
     assert all(origins[step] == 0 for step in range(rewind["to_step"], rewind["step"] + 1))
     assert {step for step, origin in origins.items() if origin} == learned
+    assert {int(name.split(".")[0]) for name, view in result.views().items() if view["origin"]} <= learned
     assert result.summary["samples"]["superseded"] >= 1  # what was integrated from the wrong state is not trained on
     exact(result, 133, 1.5)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cases import Ran
-from launched import Launched, launched, until, words
+from launched import Launched, launched, lives, until, words
 
 RUNGS = pytest.mark.parametrize(("rung", "ranks"), [("local", 1), pytest.param("mpi", 2, marks=pytest.mark.mpi)])
 STEPS = 400
@@ -52,9 +52,14 @@ def waits(result: Ran) -> int:
 @RUNGS
 def test_server_killed_while_the_host_waits_for_its_answer(tmp_path: Path, rung: str, ranks: int) -> None:
     task = {"gate": str(tmp_path / "asked"), "gate_step": 150}
-    with launched(tmp_path, rung=rung, ranks=ranks, output={"every": 10}, **case(tmp_path, task=task)) as run:
+    settings = case(tmp_path, (300, "one"), task=task, output={"every": 10})
+    with launched(tmp_path, rung=rung, ranks=ranks, **settings) as run:
         run.reached("asked")  # the server holds the question of step 150 or later, and the host waits for the answer
+        trainer = run.trainer()
         os.kill(run.server(), signal.SIGKILL)
+        run.reached("one")  # the run went on without it
+        until(lambda: not lives(trainer), "the trainer, which has nothing to do any more, to end")
+        run.open("one")
         result = finished(run)
     assert result.steps_of("learned")
     assert waits(result) == 1 and result.steps_of("learned")[-1] < 200
