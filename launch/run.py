@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -23,7 +22,8 @@ from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
 from launch.progress import Progress
 from launch.report.summary import summarise
-from launch.supervise import Outcome, Supervisor, last_line, undisturbed
+from launch.signals import Signals
+from launch.supervise import Outcome, Supervisor, last_line
 from ml_servers.server import SUMMARY as SERVER
 from schemas import run as run_file
 from schemas.run import RunSpec
@@ -52,28 +52,24 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
     """
     console = console or Console(stderr=True)
     prepare(spec, folder)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _run(spec, folder, reference, console)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+    with Signals() as signals:
+        return _run(spec, folder, reference, console, signals)
 
 
-def _run(spec: RunSpec, folder: Path, reference: bool, console: Console) -> int:
+def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals: Signals) -> int:
     began = time.perf_counter()
     console.print(f"[bold]{spec.run.name}[/]: {spec.run.steps} steps, mode {spec.run.mode}, rung {spec.run.rung}")
-    outcome = _coupled(spec, folder, console)
+    outcome = _coupled(spec, folder, console, signals)
     wall_s = time.perf_counter() - began
     reference_wall_s, problem = None, ""
     if reference and outcome.code == 0 and not outcome.interrupted:
-        reference_wall_s, problem = _reference(spec, folder, console)
-    with undisturbed():  # the run is over; a summary takes less time than the wish to stop it
-        sweep_parts(folder)
-        summary = summarise(folder, _facts(spec, folder, outcome, wall_s, reference_wall_s))
-        if problem:
-            summary |= {"status": "stopped" if problem == STOPPED else "failed", "cause": problem}
-        write_whole(folder / SUMMARY, json.dumps(summary, indent=1))
-        _conclude(summary, console)
+        reference_wall_s, problem = _reference(spec, folder, console, signals)
+    sweep_parts(folder)
+    summary = summarise(folder, _facts(spec, folder, outcome, wall_s, reference_wall_s))
+    if problem:
+        summary |= {"status": "stopped" if problem == STOPPED else "failed", "cause": problem}
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=1))
+    _conclude(summary, console)
     if outcome.interrupted or problem == STOPPED:
         return INTERRUPTED
     return int(outcome.code != 0 or bool(problem))
@@ -96,21 +92,24 @@ def prepare(spec: RunSpec, folder: Path) -> None:
     write_whole(folder / connect.CASE, run_file.dump(spec))
 
 
-def _coupled(spec: RunSpec, folder: Path, console: Console) -> Outcome:
+def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:
     progress = Progress(folder, spec.run.steps, console)
     try:
         if spec.run.rung in ("inline", "threads"):
             with progress:
-                return _here(spec, folder, console)
+                return _here(spec, folder, console, signals)
         with Supervisor() as supervisor:
             *servers, simulation = sorted(_planned(spec, folder), key=_is_simulation)
             for process in servers:
                 supervisor.start(process)
             child = supervisor.start(simulation)
             with progress:
-                return supervisor.watch(child, progress.tick, lambda line: console.print(f"[yellow]{escape(line)}[/]"))
-    except KeyboardInterrupt:  # before or after the watch
-        return Outcome(interrupted=True)
+                return supervisor.watch(
+                    child,
+                    progress.tick,
+                    notice=lambda line: console.print(f"[yellow]{escape(line)}[/]"),
+                    asked=lambda: signals.asked,
+                )
     except CouplerError as error:  # a process could not be started
         _note_failure(folder, error)
         return Outcome(code=1)
@@ -118,14 +117,15 @@ def _coupled(spec: RunSpec, folder: Path, console: Console) -> Outcome:
         (folder / connect.SOCKET).unlink(missing_ok=True)  # a killed server leaves it
 
 
-def _here(spec: RunSpec, folder: Path, console: Console) -> Outcome:
+def _here(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:
     """Runs the one-process rungs; their failures are reported as those of a process would be."""
     log = (folder / "logs" / "server.log").open("a", encoding="utf-8")
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
     outcome = Outcome(code=0)
     with log:
         try:
-            facts = one_process.run(spec, folder, lambda line: print(line, file=log, flush=True), outcome.lost)
+            with signals.raised():
+                facts = one_process.run(spec, folder, lambda line: print(line, file=log, flush=True), outcome.lost)
         except KeyboardInterrupt:
             return Outcome(interrupted=True, lost=outcome.lost)
         except (Exception, SystemExit) as error:  # whatever the plug-ins raise is the cause of this run's failure
@@ -138,7 +138,7 @@ def _here(spec: RunSpec, folder: Path, console: Console) -> Outcome:
     return outcome
 
 
-def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | None, str]:
+def _reference(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> tuple[float | None, str]:
     """Runs the reference; its wall time without the comparisons, and what went wrong."""
     (folder / REFERENCE).mkdir(exist_ok=True)
     alone = spec if spec.run.rung == "mpi" else with_rung(spec, "local")
@@ -147,11 +147,8 @@ def _reference(spec: RunSpec, folder: Path, console: Console) -> tuple[float | N
     process = replace(planned, argv=(*planned.argv, "--reference"), log=log)
     console.print("Running the same case all-direct ...")
     began = time.perf_counter()
-    try:
-        with Supervisor() as supervisor:
-            outcome = supervisor.watch(supervisor.start(process), lambda: None, lambda _: None)
-    except KeyboardInterrupt:
-        return None, STOPPED
+    with Supervisor() as supervisor:
+        outcome = supervisor.watch(supervisor.start(process), asked=lambda: signals.asked)
     wall_s = time.perf_counter() - began
     result = folder / REFERENCE / RESULT
     if outcome.interrupted:
@@ -257,7 +254,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

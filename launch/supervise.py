@@ -9,9 +9,8 @@ import secrets
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -83,13 +82,12 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         """Stops everything that still runs, and removes what killed processes left in shared memory."""
-        with undisturbed():
-            self.stop([child for child in self._children if child.runs])
-            kill(marked(self._name))  # ranks of a killed mpiexec; a child whose start was interrupted
-            for child in self._children:
-                child.log.close()
-                for folder in slot_folders(child.popen.pid):
-                    shutil.rmtree(folder, ignore_errors=True)
+        self.stop([child for child in self._children if child.runs])
+        kill(marked(self._name))  # what hides: ranks of a killed mpiexec
+        for child in self._children:
+            child.log.close()
+            for folder in slot_folders(child.popen.pid):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def start(self, process: Process) -> Child:
         """Starts a process in a session of its own, its output in its log; it ends with this process at the latest.
@@ -125,40 +123,43 @@ class Supervisor:
         self._children.append(child)
         return child
 
-    def watch(self, simulation: Child, tick: Callable[[], None], notice: Callable[[str], None]) -> Outcome:
+    def watch(
+        self,
+        simulation: Child,
+        tick: Callable[[], None] = lambda: None,
+        notice: Callable[[str], None] = lambda _: None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
         """Waits for the simulation to end, then for the server to close its books.
 
         Args:
             simulation: The child whose end is the end of the run.
             tick: Called about ten times a second.
             notice: Takes a sentence when a server-side process ends early: the simulation goes on without it.
+            asked: Whether somebody wants the run to end now.
         """
         outcome = Outcome()
-        try:
-            while simulation.runs:
-                self._notice(outcome, notice)
-                tick()
-                _wait(simulation.popen, WATCH_S)
-            outcome.code = simulation.popen.returncode
-            if outcome.code == 0:
-                self._farewell(outcome)
-                self._notice(outcome, notice)
-        except KeyboardInterrupt:
-            outcome.interrupted = True
-            self.stop([child for child in self._children if child.runs])
+        while simulation.runs and not asked():
+            self._notice(outcome, notice)
+            tick()
+            _wait(simulation.popen, WATCH_S)
+        outcome.code = simulation.popen.returncode
+        if outcome.code == 0:
+            self._farewell(outcome, asked)
+            self._notice(outcome, notice)
+        outcome.interrupted = asked()
         return outcome
 
     def stop(self, children: Sequence[Child]) -> None:
         """Asks children to end (SIGTERM), and after a grace period makes them and their descendants (SIGKILL)."""
-        with undisturbed():
-            for child in children:
-                _ask_to_end(child)
-            end = time.monotonic() + GRACE_S
-            for child in children:
-                _wait(child.popen, max(0.0, end - time.monotonic()))
-            for child in children:
-                kill(marked(child.mark))
-                child.popen.wait()
+        for child in children:
+            _ask_to_end(child)
+        end = time.monotonic() + GRACE_S
+        for child in children:
+            _wait(child.popen, max(0.0, end - time.monotonic()))
+        for child in children:
+            kill(marked(child.mark))
+            child.popen.wait()
 
     def _of(self, role: str) -> list[Child]:
         return [child for child in self._children if child.process.role == role]
@@ -180,31 +181,19 @@ class Supervisor:
                     if trainer.runs:
                         _ask_to_end(trainer)
 
-    def _farewell(self, outcome: Outcome) -> None:
+    def _farewell(self, outcome: Outcome, asked: Callable[[], bool]) -> None:
         """Waits for the server, which ends when every rank has said goodbye. The trainers need no time."""
         end = time.monotonic() + FAREWELL_S
         servers = self._of("server")
-        while any(child.runs and not is_stopped(child.popen.pid) for child in servers) and time.monotonic() < end:
+        while any(child.runs and not is_stopped(child.popen.pid) for child in servers):
+            if asked() or time.monotonic() > end:
+                break
             time.sleep(0.02)
         for child in servers:
             if child.runs:
                 child.noticed = True
                 how = "was stopped" if is_stopped(child.popen.pid) else "did not end"
                 outcome.lost.append(f"The process {child.process.name!r} {how} when the simulation had ended.")
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """A block that SIGINT and SIGTERM do not break off: a second Ctrl-C must not leave ranks behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def last_line(log: Path) -> str:

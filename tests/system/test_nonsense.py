@@ -122,7 +122,7 @@ def simulated(spec: RunSpec, folder: Path) -> Ran:
     """Runs the simulation of a case alone."""
     (simulation,) = (p for p in plan(spec, folder, sys.executable, "mpiexec") if p.role == "simulation")
     with Supervisor() as supervisor:
-        outcome = supervisor.watch(supervisor.start(simulation), lambda: None, lambda _: None)
+        outcome = supervisor.watch(supervisor.start(simulation))
     assert outcome.code is not None
     return Ran(folder, outcome.code, (folder / "logs" / "simulation.log").read_text("utf-8"))
 

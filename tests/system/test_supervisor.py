@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from launched import lives, until
 from launch import supervise
 from launch.plan import Process
 from launch.processes import is_stopped, marked, signal_name
-from launch.supervise import Child, Outcome, Supervisor, last_line
+from launch.signals import Signals
+from launch.supervise import Supervisor, last_line
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
 HIDING = """
@@ -42,10 +42,6 @@ def said(tmp_path: Path) -> str:
     return until(lambda: (tmp_path / "simulation.log").read_text("utf-8").strip(), "the child")
 
 
-def watch(supervisor: Supervisor, child: Child, tick: Callable[[], None] = lambda: None) -> Outcome:
-    return supervisor.watch(child, tick, lambda _: None)
-
-
 def test_child_that_ignores_sigterm(tmp_path: Path) -> None:
     with Supervisor() as supervisor:
         child = supervisor.start(planned(tmp_path, STUBBORN))
@@ -56,7 +52,7 @@ def test_child_that_ignores_sigterm(tmp_path: Path) -> None:
 
 def test_child_that_hides(tmp_path: Path) -> None:
     with Supervisor() as supervisor:
-        assert watch(supervisor, supervisor.start(planned(tmp_path, HIDING))).code == 0
+        assert supervisor.watch(supervisor.start(planned(tmp_path, HIDING))).code == 0
         hidden = int(said(tmp_path))
         assert lives(hidden)
     until(lambda: not lives(hidden), "the hidden process to end")
@@ -70,30 +66,50 @@ def test_exception_in_the_block(tmp_path: Path) -> None:
     assert not children[0].runs
 
 
-def test_ctrl_c_again_while_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = supervise._wait
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
-    def pressed_again(*arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+
+def test_ctrl_c_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, before = supervise._wait, signal.getsignal(signal.SIGINT)
+
+    def pressed(*arguments: object) -> None:
+        press()
         wait(*arguments)  # type: ignore[arg-type]
 
-    def pressed() -> None:
-        monkeypatch.setattr(supervise, "_wait", pressed_again)
-        raise KeyboardInterrupt
-
-    with Supervisor() as supervisor:
+    monkeypatch.setattr(supervise, "_wait", pressed)
+    with Signals() as signals, Supervisor() as supervisor:
         child = supervisor.start(planned(tmp_path, STUBBORN))
         said(tmp_path)
-        assert watch(supervisor, child, pressed).interrupted
-        assert not child.runs
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert supervisor.watch(child, asked=lambda: signals.asked).interrupted
+    assert child.popen.returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_breaks_off_a_block_that_does_not_ask() -> None:
+    with Signals() as signals:
+        for _ in range(2):  # the second time somebody has asked before
+            with pytest.raises(KeyboardInterrupt), signals.raised():
+                press()
+        press()  # outside it is only noted
+    assert signals.asked
+
+
+def test_ctrl_c_that_is_switched_off_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            press()
+        assert not signals.asked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_server_that_never_says_goodbye(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "FAREWELL_S", 0.2)
     with Supervisor() as supervisor:
         supervisor.start(planned(tmp_path, "import time; time.sleep(600)", "server"))
-        outcome = watch(supervisor, supervisor.start(planned(tmp_path, "pass")))
+        outcome = supervisor.watch(supervisor.start(planned(tmp_path, "pass")))
     assert outcome.code == 0
     assert outcome.lost == ["The process 'server' did not end when the simulation had ended."]
 
@@ -103,7 +119,7 @@ def test_server_that_fails_in_its_farewell(tmp_path: Path) -> None:
     with Supervisor() as supervisor:
         supervisor.start(planned(tmp_path, code, "server"))
         over = f"open({str(tmp_path / 'over')!r}, 'w').close()"
-        outcome = watch(supervisor, supervisor.start(planned(tmp_path, over)))
+        outcome = supervisor.watch(supervisor.start(planned(tmp_path, over)))
     (sentence,) = outcome.lost
     assert "'server' ended with code 1 (ZeroDivisionError: division by zero)" in sentence
 
