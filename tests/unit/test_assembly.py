@@ -95,7 +95,7 @@ def test_what_never_completes_is_bounded_dropped_and_counted() -> None:
     for step in range(10):
         assert assembly.add(0, slab(step, 0)) is None
     assert (source.out, assembly.dropped) == (3, 7)
-    assert assembly.add(1, slab(9, 1)) is not None
+    assert assembly.add(1, slab(7, 1)) is not None  # the oldest went, the last three are open
     assembly.clear()
     assert source.out == 1 and assembly.add(1, slab(8, 1)) is None  # the other half of step 8 was given up
 

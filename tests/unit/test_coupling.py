@@ -252,6 +252,15 @@ def test_a_rewind_restores_bitwise() -> None:
     assert server.asks[3].executed == 3 and server.asks[3].adopted == 0 and server.asks[3].stamp.step == 0
 
 
+def test_a_rewind_past_a_saved_state_drops_it() -> None:
+    server = Server(learned, direct, learned, direct, lambda ask, n: direct(ask, n, action=Action.REWIND, rewind_to=0))
+    coupling, sim = coupled(server)
+    go(coupling, sim, 4)
+    assert list(coupling.saved) == [0, 6]
+    go(coupling, sim, 1)
+    assert list(coupling.saved) == [0] and sim.step == 0
+
+
 def test_a_rewind_to_a_state_that_is_not_saved_is_refused() -> None:
     server = Server(lambda ask, n: direct(ask, n, action=Action.REWIND, rewind_to=7))
     coupling, sim = coupled(server)
@@ -286,6 +295,7 @@ def test_blended_hand_over() -> None:
     assert list(coupling.saved) == [0]  # the start of the hand-over can be rewound to
     go(coupling, sim, 2)
     assert [a.direct for a in server.asks] == [True, False, True]  # blended, then directly integrated again
+    assert [a.refused for a in server.asks] == [""] * 3
 
 
 def test_an_invariant_that_a_learned_state_breaks_is_restored_and_told(tmp_path: Path) -> None:

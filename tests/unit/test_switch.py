@@ -84,6 +84,23 @@ def test_learned_goes_on_while_room_is_left() -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "horizon"),
+    [({"room": 3}, 3), ({"leeway": 8}, 6), ({"leeway": 9, "room": 4}, 4), ({"horizon": 7}, 7), ({}, 10)],
+)
+@pytest.mark.parametrize("phase", ["trial", "learned", "audit"])
+def test_the_horizon_is_the_least_of_spacing_calibration_room_and_what_leaves_an_audit(
+    phase: str, limit: dict[str, Any], horizon: int
+) -> None:
+    ready = msgspec.structs.replace(TRUSTED, phase=phase, spacing=5 if phase == "audit" else 10)
+    action, after = SWITCH.decide(ready, with_(error=0.0, **limit))
+    assert (action, after.horizon) == (Action.LEARNED, horizon)
+    standing = msgspec.structs.replace(TRUSTED, verified=98, spacing=12)
+    assert SWITCH.decide(standing, with_(direct=False, **limit))[1].horizon == min(
+        horizon, limit.get("horizon", 99) - 2
+    )
+
+
+@pytest.mark.parametrize(
     "reason", [*OBSTACLES, {"step": 110}, {"refused": True}, {"bound": 0.2}, {"bound": math.nan}, {"horizon": 10}]
 )
 def test_learned_to_audit(reason: dict[str, Any]) -> None:
@@ -148,6 +165,8 @@ def test_hand_over_by_blending() -> None:
         action, current = blending.decide(current, with_(direct=False, step=step))
         weights.append(current.weight)
     assert weights == [pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
+    again = msgspec.structs.replace(current, phase="trial", good=1)
+    assert blending.decide(again, with_(error=0.0))[1].weight == pytest.approx(1 / 3)
 
 
 # ------------------------------------------------------------------------------------- whatever the evidence says

@@ -138,6 +138,7 @@ def table(**changes: object) -> tuple[BlockEntry, ...]:
         (table(shape=(0, 1 << 62, 1 << 62)), [b""], "impossible shape"),
         (table(shape=(0, 1 << 70)), [b""], "Frame 0"),
         (table(shape=(1,) * 70), [b"x" * 8], "impossible shape"),
+        (table(shape=(1,) * 33), [b"x" * 8], "impossible shape"),
         (table(shape=(1 << 60,)), [b"x" * 16], "16 bytes"),
         (table(shape=(3,)), [b"x" * 16], "16 bytes"),
         (table(has_ids=True), [b"x" * 16], "announces 2"),
