@@ -62,6 +62,8 @@ class RunRecorder:
             self._forecasts(snapshot, told)
         elif advice.action is Action.REWIND:
             to_step = advice.rewind_to
+        elif advice.action is Action.STOP:
+            to_step = snapshot.step
         self._trace.write(
             Record(
                 step=snapshot.step,

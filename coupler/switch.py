@@ -30,6 +30,8 @@ import msgspec
 from schemas.messages import Action, Phase
 
 NEAR = "the next event is too near"
+MAX_SPACING = 1 << 20
+"""Learned steps between two audits at most; doubling alone knows no end."""
 REFUSED = "the host refused the learned state"
 UNSURE = "the bound of this forecast is above the tolerance"
 
@@ -197,7 +199,7 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             state = _set(state, rewinds=state.rewinds + 1)
             _, state = self._fail(state, e, f"audit found a step error of {e.error:.3g}")
             return Action.REWIND, state
-        state = _set(state, verified=e.step, spacing=2 * state.spacing)
+        state = _set(state, verified=e.step, spacing=min(2 * state.spacing, MAX_SPACING))
         if e.refused:
             return self._fail(state, e, REFUSED)
         if obstacle := self._obstacle(e) or ("the model must pass a trial first" if state.good < self.confirm else ""):

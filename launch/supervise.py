@@ -21,6 +21,8 @@ from launch.processes import MARK, is_stopped, kill, marked, signal_name
 from ml_servers.__main__ import slot_folders
 
 WATCH_S = 0.1
+MPICH_SAYS = "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: "
+"""What precedes, in the middle of a banner, the reason why mpiexec ended the ranks."""
 GRACE_S = 5.0
 """Time a process gets to end after it was asked to."""
 FAREWELL_S = 15.0
@@ -200,7 +202,8 @@ def last_line(log: Path) -> str:
     """The last line of a log that says something, cut to a reasonable length; often the exception that ended it."""
     with contextlib.suppress(OSError):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip()[:200] if lines else ""
+        told = [line.partition(MPICH_SAYS)[2] for line in lines if MPICH_SAYS in line]
+        return (told or lines or [""])[-1].strip()[:200]
     return ""
 
 

@@ -121,11 +121,18 @@ class Trainer:
             elif isinstance(message, Pace):
                 self._share, self._rest_until = message.share, 0.0
             elif isinstance(message, Begin):
-                self.task = self._make_task(self.name, message.fields)
-                self._slots = Slots(Path(message.slots), message.fields, message.count, create=False)
+                self._begin(message)
             elif isinstance(message, Sample) and self.task is not None and self._slots is not None:
                 fresh = self._observe(message, self.task, self._slots) or fresh
         return fresh
+
+    def _begin(self, begin: Begin) -> None:
+        path = Path(begin.slots)
+        if not path.exists():  # the run ended before this message was read
+            self.halted = True
+            return
+        self.task = self._make_task(self.name, begin.fields)
+        self._slots = Slots(path, begin.fields, begin.count, create=False)
 
     def _observe(self, sample: Sample, task: Task, slots: Slots) -> bool:
         self._released.append(sample.slot)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before numpy loads: a run's processes have one thread each, and so do its tests
 sys.path.insert(0, str(Path(__file__).parent))  # tests share `scripted`
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None, print_blob=True)

@@ -6,6 +6,7 @@ import itertools
 import math
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pytest
 from cases import Ran, ran, spec_of
 from rich.console import Console
 
+from coupler.contracts import Advice
+from coupler.coupling import Coupling
 from coupler.errors import CouplerError
 from launch.run import run
+from schemas.fields import Snapshot
+from schemas.messages import Action
 
 TIMING = ("stall_s", "wall_s")
 
@@ -198,6 +203,21 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CouplerError, match="holds a run already"):
         ran(tmp_path / "run", steps=5)
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_run_that_the_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = Coupling.exchange
+
+    def ended(self: Coupling, snapshot: Snapshot, *more: Any) -> Advice:
+        exchange(self, snapshot, *more)
+        if snapshot.step >= 50:
+            self.advice = replace(self.advice, action=Action.STOP, reason="converged")
+        return self.advice
+
+    monkeypatch.setattr(Coupling, "exchange", ended)
+    result = ran(tmp_path / "run", mode="shadow")
+    assert result.code == 0 and result.summary["status"] == "stopped"
+    assert result.summary["cause"] == "The server ended the run at step 50: converged"
 
 
 def test_signal_handlers_and_threads_are_as_before(tmp_path: Path) -> None:

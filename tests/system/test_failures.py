@@ -212,7 +212,7 @@ def test_rank_killed(tmp_path: Path, rung: str, ranks: int) -> None:
         os.kill(run.ranks(ranks)[-1], signal.SIGKILL)
         result = run.ended()
     assert result.code == 1 and result.summary["status"] == "failed"
-    assert "killed" in result.summary["cause"]
+    assert "killed by SIGKILL" in result.summary["cause"] or "Killed (signal 9)" in result.summary["cause"]
     assert result.says(result.summary["cause"])
     assert result.summary["steps"] < STEPS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import threading
@@ -96,6 +97,15 @@ def refuses(link: Link, peer: bytes, message: object, rng: np.random.Generator) 
     link.send(wire.encode(Refusal("The client belongs to run 'rotor', this server to 'other'.")), peer)
 
 
+def ends_the_run(link: Link, peer: bytes, message: object, rng: np.random.Generator) -> None:
+    if isinstance(message, Hello):
+        link.send(wire.encode(Welcome(1, 8, ())), peer)
+    elif isinstance(message, Ask):
+        ack = Ack(message.stamp.epoch, message.stamp.seq, 0, 8)
+        advice = Advice(action=Action.STOP, reason="converged", decision=message.stamp.seq, ack=ack)
+        link.send(wire.encode(advice), peer)
+
+
 @contextmanager
 def answering(spec: RunSpec, folder: Path, answer: Answer, heard: list[object]) -> Iterator[None]:
     """A server of our own on the address of a run."""
@@ -155,6 +165,19 @@ def test_server_that_answers_nonsense(tmp_path: Path, answer: Answer) -> None:
         if answer is refuses:
             assert any("belongs to run 'rotor'" in reason for reason in result.reasons())
             assert len(heard) == 1  # it does not insist
+
+
+def test_server_that_ends_the_run(tmp_path: Path) -> None:
+    """In good order, but nobody must take it for the whole run."""
+    folder = tmp_path / "run"
+    spec = spec_of(folder, rung="local", steps=10_000, simulation={"pace_s": 0.002})
+    prepare(spec, folder)
+    with answering(spec, folder, ends_the_run, []):
+        result = simulated(spec, folder)
+    assert result.code == 0 and result.trace[-1]["action"] == "stop"
+    assert result.trace[-1]["to_step"] == result.trace[-1]["step"] == result.observables[-1]["step"]
+    told = json.loads((folder / "simulation.json").read_text("utf-8"))
+    assert told["stopped"] == f"The server ended the run at step {told['step']}: converged"
 
 
 def test_server_of_another_run(tmp_path: Path) -> None:

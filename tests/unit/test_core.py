@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scripted import DT, FIELDS, SETTINGS, SWITCH, Host, N, ScriptedTask, backtests, make_core, turned
 
+from ml_servers.budget import BURST
 from ml_servers.core import CoreSettings, Sampled, Send
 from ml_servers.facts import summary
 from schemas.fields import Block
@@ -348,12 +349,12 @@ def test_leases_when_the_budget_is_spent() -> None:
     settings = msgspec.structs.replace(SETTINGS, overhead=0.01)
     host = Host(make_core(ScriptedTask(), settings))
     leases = []
-    for _ in range(70):
+    for _ in range(BURST + 6):
         advice = host.exchange(stall_s=1.0)
         assert advice is not None
         leases.append(advice.lease)
         host.follow(advice)
-    assert leases[:63] == [1] * 63 and max(leases) > 64
+    assert leases[: BURST - 1] == [1] * (BURST - 1) and max(leases) > BURST
 
 
 @pytest.mark.parametrize("change", [{"x": None}, {"x": Block(np.zeros(N, np.float32), (0,))}, {"force": None}])
