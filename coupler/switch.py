@@ -30,6 +30,8 @@ import msgspec
 from schemas.messages import Action, Phase
 
 NEAR = "the next event is too near"
+SHORTEST = 2
+"""Steps that must be left before an audit and an event for a learned phase that the event cuts short."""
 MAX_SPACING = 1 << 20
 """Learned steps between two audits at most; doubling alone knows no end."""
 REFUSED = "the host refused the learned state"
@@ -171,7 +173,7 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             (not e.residual <= self.max_residual * self.tolerance, "the state is unlike the trained ones"),
             (not e.drift <= 1.0, "an invariant drifted past its limit"),
             (e.horizon < self.min_horizon, "no horizon keeps the tolerance yet"),
-            (e.room < 1 or self._leeway(e) < self.min_horizon, NEAR),
+            (e.room < 1 or self._leeway(e) < min(self.min_horizon, SHORTEST), NEAR),
         )
         return next((reason for failed, reason in checks if failed), "")
 
