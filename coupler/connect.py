@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coupler import registry
 from coupler.contracts import Invariant, Link
 from coupler.coupling import Coupling, Terms
 from coupler.guard import Guard
@@ -55,13 +56,15 @@ def listen(spec: run.RunSpec, folder: Path) -> Link:
     Raises:
         LinkError: The address cannot be used.
     """
-    from coupler.links import security, zeromq
+    from coupler.links import security
 
     keys = security.load_keys(folder / KEYS).server() if spec.link.curve else None
-    link = zeromq.listen(_address(spec, folder), limits=_limits(spec, peers=MOST_PEERS), keys=keys)
+    transport = registry.find("links", spec.link.use)
+    opened = transport.listen(_address(spec, folder), limits=_limits(spec, peers=MOST_PEERS), keys=keys)
     part = folder / f".{ADDRESS}"
-    part.write_text(link.address, encoding="utf-8")
+    part.write_text(opened.address, encoding="utf-8")
     part.replace(folder / ADDRESS)
+    link: Link = opened
     return link
 
 
@@ -71,11 +74,13 @@ def connect(spec: run.RunSpec, folder: Path, identity: str) -> Link:
     Raises:
         LinkError: The address cannot be used.
     """
-    from coupler.links import security, zeromq
+    from coupler.links import security
 
     keys = security.load_keys(folder / KEYS).client() if spec.link.curve else None
     limits = _limits(spec, peers=1)
-    return zeromq.connect(_address(spec, folder), identity=identity.encode(), limits=limits, keys=keys)
+    transport = registry.find("links", spec.link.use)
+    link: Link = transport.connect(_address(spec, folder), identity=identity.encode(), limits=limits, keys=keys)
+    return link
 
 
 def open_coupling(

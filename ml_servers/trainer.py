@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coupler.contracts import Backtest, Link, Report, Task
+from coupler.errors import LinkError
 from ml_servers import checkpoint
 from ml_servers.core import MakeTask
 from ml_servers.slots import Slots
@@ -128,11 +129,14 @@ class Trainer:
 
     def _begin(self, begin: Begin) -> None:
         path = Path(begin.slots)
-        if not path.exists():  # the run ended before this message was read
-            self.halted = True
+        try:
+            self._slots = Slots(path, begin.fields, begin.count, create=False)
+        except (LinkError, FileNotFoundError):
+            if path.exists():
+                raise
+            self.halted = True  # the run ended before this message was read
             return
         self.task = self._make_task(self.name, begin.fields)
-        self._slots = Slots(path, begin.fields, begin.count, create=False)
 
     def _observe(self, sample: Sample, task: Task, slots: Slots) -> bool:
         self._released.append(sample.slot)
