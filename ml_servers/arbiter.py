@@ -112,6 +112,7 @@ class Arbiter:
     _live: _Live | None = None
     _standing: _Standing | None = None
     _learned: dict[int, Snapshot] = field(default_factory=dict)
+    _blended: int = 0
     _residual: float = 0.0
     _in_range: bool = True
     _version: int = 0
@@ -122,7 +123,7 @@ class Arbiter:
 
     def unverified(self, adopted: int) -> bool:
         """Whether the host, which took the state of that decision last, goes on from one that awaits an audit."""
-        return self._standing is not None or adopted in self._learned
+        return self._standing is not None or adopted in self._learned or 0 < adopted == self._blended
 
     def trained(self, version: int, backtests: Sequence[Backtest]) -> None:
         """A new model serves: its back-tests replace the old ones, forecasts of the old one are not judged any more."""
@@ -137,12 +138,12 @@ class Arbiter:
 
     def restarted(self) -> None:
         """The host started again, rewound or is lost: what it was told before is not in force any more."""
-        self._live, self._standing = None, None
+        self._live, self._standing, self._blended = None, None, 0
         self._learned.clear()
         self.state = msgspec.structs.replace(self.state, phase="direct", good=0, horizon=0)
 
-    def direct(self, snapshot: Snapshot, around: Surroundings, pure: bool = True) -> Verdict:
-        """Decides at a state that the host integrated itself.
+    def direct(self, snapshot: Snapshot, around: Surroundings, pure: bool = True) -> Verdict | None:
+        """Decides at a state that the host integrated itself; None when it did so from a blended state never seen.
 
         Args:
             snapshot: The global state.
@@ -151,8 +152,11 @@ class Arbiter:
         """
         if not pure:
             verdict = self._decide(self._evidence(snapshot, around, direct=False), snapshot)
-            self._standing = _Standing(around.adopted, copied(snapshot))
+            self._standing, self._blended = _Standing(around.adopted, copied(snapshot)), 0
             return verdict
+        if 0 < around.adopted == self._blended:  # the Ask about the blended state was lost: no audit can start there
+            self.restarted()
+            return None
         if around.adopted in self._learned:  # it stood there, though no Ask about it arrived
             controls = {spec.name: snapshot.blocks[spec.name] for spec in with_role(tuple(self.fields), "control")}
             self._standing = _Standing(around.adopted, _under(self._learned[around.adopted], controls))
@@ -179,8 +183,11 @@ class Arbiter:
         self._learned = {decision: snapshot}
         return self._decide(self._evidence(snapshot, around, direct=False), snapshot)
 
-    def adopted(self, decision: int, snapshot: Snapshot) -> None:
-        """Keeps the state sent with a decision, so that the host need only name it."""
+    def adopted(self, decision: int, snapshot: Snapshot, weight: float = 1.0) -> None:
+        """Keeps the state sent with a decision, so that the host need only name it; a blended one the host will send."""
+        if weight < 1.0:
+            self._blended = decision
+            return
         self._learned[decision] = snapshot
         while len(self._learned) > KEPT_STATES:
             del self._learned[min(self._learned)]

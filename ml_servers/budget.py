@@ -29,7 +29,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         spent_s: Wall time spent on the coupling so far: stalls, and CPU of the server side that ranks had to yield.
         saved_s: Wall time saved by learned steps.
         streamed: States streamed.
-        direct_step_s: Typical wall time of a direct step.
+        direct_step_s: Wall time of a direct step, typical for the fastest stretch so far.
         burst: States streamed since the last lease.
     """
 
@@ -43,9 +43,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def asked(self, direct_step_s: float, stall_s: float, cpu_s: float) -> Budget:
         """After one streamed state: its stall on the host and the CPU time it cost on the server's side."""
+        told = _seconds(direct_step_s) or self.direct_step_s
         return msgspec.structs.replace(
             self,
-            direct_step_s=_seconds(direct_step_s) or self.direct_step_s,
+            # The fastest seen: a coupling that slows the ranks down must not be allowed more for it.
+            direct_step_s=min(told, self.direct_step_s) if self.direct_step_s > 0.0 else told,
             spent_s=self.spent_s + _seconds(stall_s) + _seconds(cpu_s),
             streamed=self.streamed + 1,
             burst=self.burst + 1,

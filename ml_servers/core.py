@@ -354,8 +354,7 @@ class ServerCore:
             blocks = {n: Block(a, (0,) * a.ndim) for n, a in verdict.forecast.arrays.items()}
             stamp = asks[0].stamp
             learned = Snapshot(advice.step, advice.time, stamp.dt, blocks, stamp.controls_until)
-            if advice.weight >= 1.0:
-                self.arbiter.adopted(self._decision, learned)
+            self.arbiter.adopted(self._decision, learned, advice.weight)
             parts = {rank: self._assembly.part(rank, verdict.forecast.arrays) for rank in asks}
         if advice.action is Action.REWIND and self.arbiter and self._assembly:
             self.arbiter.restarted()

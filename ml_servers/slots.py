@@ -54,9 +54,7 @@ class Slots:
             self._map = mmap.mmap(file.fileno(), size)
         self._free = list(range(count)) if create else []
         self._holders: dict[int, int] = {}
-        self._lent: dict[
-            int, tuple[int, Array]
-        ] = {}  # by id of the first array; held, an id stays its own
+        self._lent: dict[int, tuple[int, Array]] = {}  # by id of the first array; held, an id stays its own
 
     def acquire(self) -> Mapping[str, Array]:
         """Arrays to assemble a state in: a free slot's, or fresh ones when the trainers hold all slots. Owner only."""

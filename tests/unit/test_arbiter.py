@@ -31,7 +31,9 @@ def made(task: ScriptedTask | None = None, switch: Switch = SWITCH, **settings: 
 def walk(arbiter: Arbiter, sim: Spinner, steps: int, **around: Any) -> list[Verdict]:
     verdicts = []
     for _ in range(steps):
-        verdicts.append(arbiter.direct(sim.snapshot(), Surroundings(**{"room": 1000, "leeway": 1000} | around)))
+        verdict = arbiter.direct(sim.snapshot(), Surroundings(**({"room": 1000, "leeway": 1000} | around)))
+        assert verdict is not None
+        verdicts.append(verdict)
         sim.integrate(DT, 1)
     return verdicts
 

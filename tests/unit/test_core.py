@@ -260,6 +260,17 @@ def test_blended_hand_over_then_audit_of_the_blended_state() -> None:
     assert any(word.startswith("rewind") for word in host.run(4))
 
 
+def test_a_blended_state_that_never_arrived_is_taken_back() -> None:
+    switch = msgspec.structs.replace(SWITCH, blend_steps=2)
+    host, _ = hosted(settings=msgspec.structs.replace(SETTINGS, switch=switch))
+    until_learned(host)
+    host.sim.x = host.sim.x + 0.3  # the mix was wrong, and its Ask was lost
+    host.follow(None)
+    [story] = host.run(1)
+    assert story.startswith("rewind") and exact(host)
+    assert host.run(3) == ["trial", "trial", "trial"]
+
+
 def test_a_blended_state_is_audited_when_the_model_is_no_longer_able() -> None:
     switch = msgspec.structs.replace(SWITCH, blend_steps=2)
     host, _ = hosted(settings=msgspec.structs.replace(SETTINGS, switch=switch))
