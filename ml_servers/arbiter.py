@@ -184,7 +184,7 @@ class Arbiter:
         return self._decide(self._evidence(snapshot, around, direct=False), snapshot)
 
     def adopted(self, decision: int, snapshot: Snapshot, weight: float = 1.0) -> None:
-        """Keeps the state sent with a decision, so that the host need only name it; a blended one the host will send."""
+        """Keeps the state sent with a decision: the host need only name it. A blended one the host will send."""
         if weight < 1.0:
             self._blended = decision
             return
