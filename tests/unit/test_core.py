@@ -202,6 +202,24 @@ def test_while_a_learned_state_is_under_way_nothing_newer_is_decided() -> None:
     assert host.exchange() is not None  # too late to adopt: decisions go on
 
 
+def test_a_refusal_ends_the_waiting_for_a_learned_state() -> None:
+    host, _ = hosted()
+    host.run(10)
+    advice = host.exchange()
+    assert advice is not None and advice.action is Action.LEARNED
+    host.sim.integrate(DT, 1)
+    assert host.exchange() is None and host.exchange(refused="not finite") is not None
+
+
+def test_a_new_process_of_the_host_must_earn_its_place_again() -> None:
+    host, _ = hosted()
+    host.run(10)
+    advice = host.exchange()
+    assert advice is not None and advice.action is Action.LEARNED
+    again = Host(host.core)  # the process died and starts from the beginning
+    assert again.run(3) == ["trial"] * 3
+
+
 def test_horizons_stop_before_output_change_and_end() -> None:
     host, _ = hosted(last_step=120)
     host.sim.controls_until = 60 * DT
@@ -423,6 +441,8 @@ def test_goodbye_of_every_rank_ends_the_run_and_a_strangers_does_not() -> None:
     assert not core.all_finished
     core.handle(b"rank-1", Bye(1, host.epoch[1], 3, "finished"), {})
     assert core.all_finished
+    host.hello(1)
+    assert not core.all_finished  # it came back
 
 
 def test_messages_that_clients_do_not_send_are_ignored() -> None:
