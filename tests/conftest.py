@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before numpy loads: a run's processes have one thread each, and so do its tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job: tests press Ctrl-C all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))  # tests share `scripted`
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None, print_blob=True)

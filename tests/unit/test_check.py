@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -440,6 +441,11 @@ def test_search_path_is_the_folder_of_the_file_then_the_current_one_then_what_it
     assert tuple(sys.path[:3]) == wanted
 
 
+def _without_folders(section: object) -> str:
+    """A section as text; the number of a temporary folder may hold any digit."""
+    return re.sub(r"path=\([^)]*\)", "", str(section))
+
+
 @pytest.mark.parametrize(
     ("assignment", "part", "value"),
     [
@@ -457,9 +463,8 @@ def test_search_path_is_the_folder_of_the_file_then_the_current_one_then_what_it
 def test_overrides_change_one_key(assignment: str, part: str, value: object) -> None:
     Path("case.toml").write_text(CASE)
     before, after = check("case.toml"), check("case.toml", [assignment])
-    changed = str(getattr(after, part))
-    assert str(value) in changed
-    assert str(value) not in str(getattr(before, part))
+    assert str(value) in _without_folders(getattr(after, part))
+    assert str(value) not in _without_folders(getattr(before, part))
     assert before.limits == after.limits
 
 
