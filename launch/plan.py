@@ -17,7 +17,7 @@ Role = Literal["simulation", "server", "trainer"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The processes share the cores; libraries that start a thread per core would slow the ranks."""
 TRAINER_NICE = 5
-"""A trainer yields the CPU to ranks that integrate: at nice 0 it made two ranks on two cores 55 % slower."""
+"""Mild: beside ranks that spin in MPI a trainer at nice 19 starves. How much it may run, the budget decides."""
 
 
 @dataclass(frozen=True, slots=True)
