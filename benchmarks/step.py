@@ -32,11 +32,12 @@ from benchmarks.runs import STREET, run_case
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, row, timing
 from coupler.agreement import Vote, agree
 from coupler.contracts import Advice, Backtest, Forecast, Frames, Link, Report
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.links.zeromq import LinkLimits, connect, listen
 from coupler.ranks import MpiRanks
 from coupler.recording import RunRecorder
 from coupler.switch import Switch
+from coupler.terms import Terms
 from launch.plan import find_mpiexec
 from ml_servers.core import CoreSettings
 from ml_servers.server import Server
@@ -51,7 +52,7 @@ TRIPS, WARM_UP = {0.0: 4000, 0.001: 1500}, 200
 SIZES = {"64 B": (64, 1000, 0.002), "8 kB": (8_000, 1000, 0.002), "800 kB": (800_000, 400, 0.005)}
 SIZES |= {"4.3 MB": (4_300_000, 200, 0.04)}
 """Bytes of a state, number of exchanges, and seconds that the host integrates between two of them."""
-OFF_STEPS = 200
+OFF_STEPS = 1000
 VOTES = 5000
 
 

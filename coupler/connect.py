@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from coupler import registry
 from coupler.contracts import Invariant, Link
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.guard import Guard
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from schemas import run
 from schemas.fields import FieldSpec
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from coupler.links.zeromq import LinkLimits
 
 CASE = "case.toml"
-ADDRESS = "address"
 KEYS = "keys.json"
 SOCKET = "link/s"
 MOST_PEERS = 64
@@ -51,7 +51,7 @@ def guard(spec: run.RunSpec) -> Guard:
 
 
 def listen(spec: run.RunSpec, folder: Path) -> Link:
-    """The server's Link, and its address written into the run folder for the others.
+    """The server's Link.
 
     Raises:
         LinkError: The address cannot be used.
@@ -60,11 +60,7 @@ def listen(spec: run.RunSpec, folder: Path) -> Link:
 
     keys = security.load_keys(folder / KEYS).server() if spec.link.curve else None
     transport = registry.find("links", spec.link.use)
-    opened = transport.listen(_address(spec, folder), limits=_limits(spec, peers=MOST_PEERS), keys=keys)
-    part = folder / f".{ADDRESS}"
-    part.write_text(opened.address, encoding="utf-8")
-    part.replace(folder / ADDRESS)
-    link: Link = opened
+    link: Link = transport.listen(_address(spec, folder), limits=_limits(spec, peers=MOST_PEERS), keys=keys)
     return link
 
 

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
 from coupler import soundness
 from coupler.agreement import Vote, agree, agree_decision, agree_objection, totals
+from coupler.alone import Alone
 from coupler.blending import blend_in
 from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
+from coupler.decisions import as_advice, objection_to
 from coupler.guard import Guard
 from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from schemas import messages
-from schemas.fields import Block, FieldSpec, Snapshot
+from schemas.fields import FieldSpec, Snapshot
 from schemas.messages import Action, Phase
 
+OVER = "the run is over"
 SAVED_STATES = 2
 """Saved states kept for a rewind."""
-
-
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client is told at its start and keeps to.
-
-    Attributes:
-        run: Name of the run.
-        last_step: Step at which the run ends.
-        dt: dt of direct steps until an Advice says otherwise; 0 leaves it to the simulation's own Snapshot.dt.
-        deadline_s: Longest wait for the answer to a LEARNED Ask, seconds.
-        max_message_bytes: Largest message accepted.
-        digest: Whether arrays carry a digest.
-    """
-
-    run: str
-    last_step: int
-    dt: float = 0.0
-    deadline_s: float = 2.0
-    max_message_bytes: int = 1 << 30
-    digest: bool = True
 
 
 class Coupling:
@@ -93,6 +74,7 @@ class Coupling:
         self.advice = self._newest = Advice.direct("not asked yet", terms.dt)
         self._clock = clock
         self._record = recorder or RunRecorder(None)
+        self._alone = Alone(self.ledger, self._record, self.fields, terms.dt)
         place = (self.ranks.rank, self.ranks.size)
         reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
         span = (start_step, terms.last_step)
@@ -153,25 +135,16 @@ class Coupling:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite.
         """
-        self.ledger.enter()
-        self._step = snapshot.step
-        if (self._standing or self._mixed) and snapshot.step != self._jumped_to:
-            self._standing = self._mixed = self._adopted = 0
-            self._refused = "the host did not take the learned state"
-            self._jump(snapshot.step - 1, snapshot.step)
-        self._state_is_direct = self._standing == 0 and self._mixed == 0
-        if self._standing == 0:
-            self._record.observed(snapshot, self.fields, self._mixed)
-        self._mixed = 0
         if self._channel is None:
-            self.advice = self._direct("coupling is off", snapshot)
-        else:
-            last = self.terms.last_step if until is None else until
-            self.advice = self._ask(self._channel, snapshot, last, invariants or {})
-        learned = self.advice.snapshot
-        stall = self.ledger.leave(learned.step - snapshot.step if learned and self.advice.weight >= 1.0 else 0)
-        self._stall_s += stall
-        self._record.decided(snapshot, self.fields, self.advice, stall, self._clock())
+            self._step, self.advice = snapshot.step, self._alone.exchange(snapshot)
+            return self.advice
+        self.ledger.enter()
+        self._arrive(snapshot)
+        last = self.terms.last_step if until is None else until
+        self.advice = self._ask(self._channel, snapshot, last, invariants or {})
+        learned, now = self.advice.snapshot, self._clock()
+        self._record.decided(snapshot, self.fields, self.advice, self.ledger.inside(now), now)
+        self._stall_s += self.ledger.leave(learned.step - snapshot.step if learned and self.advice.weight >= 1.0 else 0)
         return self.advice
 
     def push(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> None:
@@ -204,19 +177,34 @@ class Coupling:
         elif advice.action is Action.LEARNED and advice.snapshot is not None:
             self._adopt(simulation, advice, advice.snapshot)
 
-    def finish(self, snapshot: Snapshot) -> None:
-        """Notes the last state of the run, which is not asked about. Collective.
+    def finish(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> Advice:
+        """Notes the last state of the run. Collective.
+
+        An audit that reaches to the end is closed first: its answer is waited for, to the deadline.
+
+        Args:
+            snapshot: This rank's part of the state.
+            invariants: This rank's contributions to the conserved quantities.
+
+        Returns:
+            STOP: the run is over. Or REWIND, to be carried out: the audit failed, and the run goes on from there.
 
         Raises:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite: a run whose end is not must not pass for finished.
         """
+        self._alone.settle()
         self.ledger.enter()
-        self._step = snapshot.step
-        vote = agree(self.ranks, Vote(0, True, soundness.fault(self.fields, snapshot)))
+        vote = agree(self.ranks, Vote(0, self._protocol.may_send, soundness.fault(self.fields, snapshot)))
         soundness.require(vote.fault, self.fields, snapshot)
-        if self._standing == 0:
-            self._record.observed(snapshot, self.fields, self._mixed)
+        self._arrive(snapshot)
+        if self._channel is not None and self._newest.phase == "audit":
+            advice = self._close_audit(self._channel, snapshot, invariants or {}, vote.may_send)
+            now = self._clock()
+            self._record.decided(snapshot, self.fields, advice, self.ledger.inside(now), now)
+            self.ledger.leave(0)
+            return advice
+        return Advice(Action.STOP, OVER)
 
     def keep(self, step: int, token: object) -> None:
         """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes.
@@ -236,9 +224,22 @@ class Coupling:
         self._closed = True
         if self._channel is not None:
             self._channel.close(self._step, status, wait_s)
+        self._alone.settle()
         self._record.close(self.ledger, self.books)
 
     # ------------------------------------------------------------------------------------------------ one exchange
+
+    def _arrive(self, snapshot: Snapshot) -> None:
+        """The host stands at a state: how did it get there?"""
+        self._step = snapshot.step
+        if (self._standing or self._mixed) and snapshot.step != self._jumped_to:
+            self._standing = self._mixed = self._adopted = 0
+            self._refused = "the host did not take the learned state"
+            self._jump(snapshot.step - 1, snapshot.step)
+        self._state_is_direct = self._standing == 0 and self._mixed == 0
+        if self._standing == 0:
+            self._record.observed(snapshot, self.fields, self._mixed)
+        self._mixed = 0
 
     def _ask(self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant]) -> Advice:
         channel.drain(0.0)
@@ -281,11 +282,29 @@ class Coupling:
             return self._newest
         return self._carry_out(decision, snapshot)
 
+    def _close_audit(
+        self, channel: Channel, snapshot: Snapshot, invariants: Mapping[str, Invariant], may_send: bool
+    ) -> Advice:
+        """Shows the last state of an audit and waits for what comes of it: REWIND, or STOP."""
+        if may_send:
+            self._send_ask(channel, snapshot, snapshot.step, invariants, known=0)
+        end = self._clock() + self.terms.deadline_s
+        while self._newest.phase == "audit":
+            while self._protocol.newest <= self._executed and (left := end - self._clock()) > 0.0:
+                channel.drain(left)
+            decision = agree_decision(self.ranks, self._protocol.newest)
+            if decision <= self._executed:
+                return Advice(Action.STOP, f"{OVER}; its last audit was not answered")
+            advice = self._carry_out(decision, snapshot)
+            if advice.action is Action.REWIND:
+                return advice
+        return Advice(Action.STOP, OVER)
+
     def _carry_out(self, decision: int, snapshot: Snapshot) -> Advice:
         """Turns an agreed decision into the host's Advice, guarded and voted on by all ranks."""
         self._executed = decision
         found = self._protocol.take(decision)
-        objection = "its message was lost" if found is None else self._objection(*found, snapshot)
+        objection = objection_to(found, snapshot, self.guard, self.fields, self.saved)
         reason = agree_objection(self.ranks, objection)
         if reason or found is None:
             self._refused = reason
@@ -293,21 +312,8 @@ class Coupling:
             return self._newest
         told, blocks = found
         self._record.told(told)
-        learned = told.action is Action.LEARNED
-        advice = Advice(
-            action=told.action,
-            reason=told.reason,
-            dt=self._dt(told.dt, snapshot),
-            horizon=told.horizon,
-            weight=told.weight,
-            bound=told.bound,
-            version=told.version,
-            decision=decision,
-            phase=told.phase,
-            snapshot=Snapshot(told.step, told.time, snapshot.dt, blocks) if learned else None,
-            rewind_to=told.rewind_to,
-        )
-        if learned:
+        advice = as_advice(told, blocks, snapshot, self._dt(told.dt, snapshot))
+        if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
             # An answer about a direct state says that the way to here was direct and verified.
@@ -328,17 +334,6 @@ class Coupling:
         """The host leaves its trajectory; answers about states before `step` are void."""
         self._jumped_to, self._next_ask = step, next_ask
         self._protocol.forget(step)
-
-    def _objection(self, told: messages.Advice, blocks: Mapping[str, Block], snapshot: Snapshot) -> str:
-        if told.action is Action.REWIND and told.rewind_to not in self.saved:
-            return f"no state is saved for step {told.rewind_to}; there are {sorted(self.saved)}"
-        if told.action is not Action.LEARNED:
-            return ""
-        if told.step <= snapshot.step:
-            return "the learned state came too late"
-        if not (math.isfinite(told.time) and 0.0 < told.weight <= 1.0):
-            return f"the learned state has time {told.time} and weight {told.weight}"
-        return self.guard.objection(self.fields, blocks, snapshot.blocks)
 
     def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
         return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+RECENT = 32
+"""Direct steps that the typical one is taken from."""
 
 
 @dataclass(slots=True)
@@ -19,6 +23,7 @@ class Ledger:
         learned_s: Wall time of learned phases: waiting, checking and adopting, seconds.
         learned_steps: Steps they covered.
         stalls: Wall time inside the library, seconds, one for each exchange.
+        recent: Wall time of the newest direct steps, seconds.
     """
 
     clock: Callable[[], float]
@@ -27,23 +32,28 @@ class Ledger:
     learned_s: float = 0.0
     learned_steps: int = 0
     stalls: list[float] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     _entered: float = 0.0
     _left: float = -1.0
     _covered: int = 0
 
-    def enter(self) -> None:
-        """An exchange begins: what ran since the last one ended was the host's step."""
+    def enter(self) -> float:
+        """An exchange begins: what ran since the last one ended was the host's step. Returns the time."""
         self._entered = self.clock()
         if self._left < 0.0:
-            return
+            return self._entered
         spent = self._entered - self._left
         if self._covered:
             self.learned_s += spent
         else:
             self.direct_s += spent
             self.direct_steps += 1
-            self.recent = [*self.recent[-31:], spent]
+            self.recent.append(spent)
+        return self._entered
+
+    def inside(self, now: float) -> float:
+        """Seconds that the present exchange has taken by `now`."""
+        return now - self._entered
 
     def leave(self, learned_steps: int) -> float:
         """An exchange ends; returns its stall in seconds.
@@ -58,6 +68,19 @@ class Ledger:
             self.learned_s += stall
             self.learned_steps += learned_steps
         return stall
+
+    def replay(self, times: list[float]) -> None:
+        """Books exchanges before direct steps, from the times at which they began and ended in turn; empties the list.
+
+        The last may have begun only.
+        """
+        for entered, left in zip(times[::2], times[1::2], strict=False):
+            if self._left >= 0.0:
+                self.direct_s += entered - self._left
+                self.direct_steps += 1
+            self._left = left
+            self.stalls.append(left - entered)
+        del times[: len(times) // 2 * 2]
 
     def direct_step(self) -> float:
         """Typical (median) wall time of a recent direct step, seconds; 0 before the first."""

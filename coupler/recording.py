@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from coupler.contracts import Advice
 from coupler.files import write_whole
@@ -31,12 +33,14 @@ class RunRecorder:
         self._observables = Recorder(folder / OBSERVABLES if folder else None)
         self._told = _NOTHING_TOLD
         self._start = self._flushed = -1.0
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._stretch: Record | None = None
 
     def observed(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], version: int) -> None:
         """Records the observables of a state that the host reached by itself (version 0) or by blending."""
         if self.folder is None:
             return
-        values = _scalars(snapshot, fields, "observable")
+        values = self._scalars(snapshot, fields, "observable")
         if values:
             self._observables.write(Observed(step=snapshot.step, time=snapshot.time, origin=version, values=values))
 
@@ -50,11 +54,7 @@ class RunRecorder:
         """Records a decision, and with a learned one the observables of every step it covers."""
         if self.folder is None:
             return
-        if self._start < 0.0:
-            self._start = self._flushed = now
-        if now - self._flushed > FLUSH_S:
-            self.flush()
-            self._flushed = now
+        self._tick(now)
         told, self._told = self._told, _NOTHING_TOLD
         to_step = snapshot.step + 1
         if advice.action is Action.LEARNED and advice.snapshot is not None:
@@ -82,9 +82,37 @@ class RunRecorder:
                 residual=told.residual,
                 stall_s=stall_s,
                 wall_s=now - self._start,
-                controls=_scalars(snapshot, fields, "control"),
+                controls=self._scalars(snapshot, fields, "control"),
             )
         )
+
+    def begin_stretch(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], advice: Advice, now: float) -> None:
+        """From this state on nothing is decided step by step (mode `off`): one record stands for all those steps."""
+        if self.folder is None:
+            return
+        self.end_stretch(snapshot.step)
+        self._start = now if self._start < 0.0 else self._start
+        self._stretch = Record(
+            step=snapshot.step,
+            time=snapshot.time,
+            dt=advice.dt,
+            action=advice.action.name.lower(),
+            reason=advice.reason,
+            wall_s=now - self._start,
+            controls=self._scalars(snapshot, fields, "control"),
+        )
+
+    def end_stretch(self, step: int) -> None:
+        """Records the stretch that ends at a step, if there is one."""
+        if self._stretch is not None:
+            self._trace.write(msgspec.structs.replace(self._stretch, to_step=step))
+            self._stretch = None
+
+    def passed(self, rows: Iterable[tuple[int, float, dict[str, float]]]) -> None:
+        """Records step, time and observables of direct states, and flushes."""
+        for step, time, values in rows:
+            self._observables.write(Observed(step=step, time=time, origin=0, values=values))
+        self.flush()
 
     def close(self, ledger: Ledger, books: Mapping[str, Any]) -> None:
         """Writes the final books and closes the files."""
@@ -99,6 +127,25 @@ class RunRecorder:
         self._trace.flush()
         self._observables.flush()
 
+    def _tick(self, now: float) -> None:
+        """Flushes when that is due."""
+        if self._start < 0.0:
+            self._start = self._flushed = now
+        if now - self._flushed > FLUSH_S:
+            self.flush()
+            self._flushed = now
+
+    def _scalars(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], role: str) -> dict[str, float]:
+        names = self._names.get(role)
+        if names is None:
+            names = self._names[role] = tuple(name for name, spec in fields.items() if spec.role == role)
+        values = {}
+        for name in names:  # on the step path: a comprehension here takes three times as long
+            block = snapshot.blocks.get(name)
+            if block is not None and block.array.size == 1:
+                values[name] = float(block.array.item())
+        return values
+
     def _forecasts(self, snapshot: Snapshot, told: messages.Advice) -> None:
         if told.weight < 1.0:
             return
@@ -108,9 +155,3 @@ class RunRecorder:
             values = {name: series[index] for name, series in told.observables.items() if index < len(series)}
             time = snapshot.time + (step - snapshot.step) * dt
             self._observables.write(Observed(step=step, time=time, origin=told.version, values=values))
-
-
-def _scalars(snapshot: Snapshot, fields: Mapping[str, FieldSpec], role: str) -> dict[str, float]:
-    blocks = snapshot.blocks
-    names = [name for name, spec in fields.items() if spec.role == role and name in blocks]
-    return {name: float(blocks[name].array.item()) for name in names if blocks[name].array.size == 1}

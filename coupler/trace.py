@@ -12,10 +12,14 @@ import msgspec
 
 TRACE = "trace.msgpack"
 OBSERVABLES = "observables.msgpack"
+MOST_WAITING = 4096
+"""Records kept in memory at most, whoever forgets to flush."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One decision as the client carried it out. A `rewind` record cancels all records of later steps before it.
+
+    In mode `off` nothing is decided step by step: there a record stands for a stretch of direct steps.
 
     Attributes:
         step: Coupling step the host was at when it asked.
@@ -73,28 +77,38 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recorder:
-    """Appends records to a file, or counts them only when there is no file."""
+    """Appends records to a file, or counts them only when there is no file.
+
+    A record is encoded when it is flushed, together with the others: beside a solver that has emptied the caches, a
+    call costs more than the work that it does.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Args: path: File to append to, or None to keep nothing."""
         self._file: BinaryIO | None = None if path is None else path.open("ab")
         self._encode = msgspec.msgpack.Encoder().encode
+        self._waiting: list[Record | Observed] = []
         self.count = 0
 
     def write(self, record: Record | Observed) -> None:
         """Appends one record; it is on its way to disk after `flush` or `close`."""
         self.count += 1
         if self._file is not None:
-            self._file.write(self._encode(record))
+            self._waiting.append(record)
+            if len(self._waiting) >= MOST_WAITING:
+                self.flush()
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
         if self._file is not None:
+            self._file.write(b"".join(map(self._encode, self._waiting)))
+            self._waiting.clear()
             self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes; may be called twice."""
         if self._file is not None:
+            self.flush()
             self._file.close()
             self._file = None
 

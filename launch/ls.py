@@ -11,7 +11,7 @@ import msgpack
 from rich.console import Console
 from rich.table import Table
 
-from coupler.connect import ADDRESS, CASE, KEYS
+from coupler.connect import CASE, KEYS
 from coupler.errors import CouplerError
 from coupler.trace import OBSERVABLES, TRACE
 
@@ -31,7 +31,6 @@ _WHAT = {
     "checkpoint": "last checkpoint of each task",
     "reference": "the all-direct run",
     "link": "sockets",
-    ADDRESS: "where the server listens",
     KEYS: "keys of this run's encrypted link",
 }
 

@@ -27,13 +27,13 @@ class Standing:
         self.last: dict[str, Any] = {}
         self.learned = 0
         self.direct_s: list[float] = []
-        self._before: tuple[float, str] | None = None
+        self._before: dict[str, Any] | None = None
 
     def add(self, record: dict[str, Any]) -> None:
         """Takes the next record."""
-        if self._before is not None and self._before[1] == "direct":
-            self.direct_s.append(record["wall_s"] - self._before[0])
-        self._before = (record["wall_s"], record["action"])
+        before, self._before = self._before, record
+        if before is not None and before["action"] == "direct":
+            self.direct_s.append((record["wall_s"] - before["wall_s"]) / max(before["to_step"] - before["step"], 1))
         self.last, self.step = record, record["to_step"]
         if record["action"] == "learned":
             self.learned += record["to_step"] - record["step"]

@@ -230,6 +230,8 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
     if error is not None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
+    if summary.get("unverified_steps"):
+        console.print(f"[yellow]{summary['unverified_steps']} learned steps were not covered by an audit.[/]")
     for name, value in (summary.get("judgement") or {}).items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
     for name, reason in summary.get("failures", {}).items():

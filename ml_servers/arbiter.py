@@ -23,6 +23,7 @@ from schemas.messages import Action
 
 TRIAL_HORIZON = 5
 """Steps of the live forecasts that a model on trial is judged by."""
+TINY = 1e-300
 KEPT_STATES = 3
 """Learned states kept until the host names the one that it adopted."""
 
@@ -94,6 +95,7 @@ class Arbiter:
         switch: Settings.
         max_horizon: Longest horizon to use.
         act: False for a rehearsal (`shadow`, `advise`): everything is forecast and scored, nothing is adopted.
+        limits: Largest relative drift of an invariant through learned states, by name.
         calibration: What is known about the horizon error.
         state: State of the Switch.
         step_errors: Error found by each audit.
@@ -106,6 +108,7 @@ class Arbiter:
     max_horizon: int
     act: bool
     calibration: Calibration
+    limits: Mapping[str, float] = field(default_factory=dict)
     state: SwitchState = field(default_factory=SwitchState)
     step_errors: list[float] = field(default_factory=list)
     live_errors: list[float] = field(default_factory=list)
@@ -116,6 +119,9 @@ class Arbiter:
     _residual: float = 0.0
     _in_range: bool = True
     _version: int = 0
+    _changed: bool = False
+    _drift: float = 0.0
+    _conserved: dict[str, float] = field(default_factory=dict)  # invariants of the last direct state
 
     def __post_init__(self) -> None:
         """Starts the Switch."""
@@ -130,10 +136,12 @@ class Arbiter:
         self._version = version
         self.calibration = self.calibration.learned(backtests)
         self._live = None
-        self._residual, self._in_range = 0.0, True
+        self._residual, self._in_range, self._drift = 0.0, True, 0.0
+        self._changed = False
 
     def calibrated(self, backtests: Sequence[Backtest]) -> None:
-        """New back-tests of the serving model."""
+        """New back-tests of the serving model; none when what it was tested on is no longer true."""
+        self._changed = self._version > 0 and not backtests
         self.calibration = self.calibration.learned(backtests)
 
     def restarted(self) -> None:
@@ -162,6 +170,8 @@ class Arbiter:
             self._standing = _Standing(around.adopted, _under(self._learned[around.adopted], controls))
         elif self._standing is not None and self._standing.decision != around.adopted:
             self.restarted()  # it undid the adoption
+        shown = {name: snapshot.blocks.get(_observable(name)) for name in self.limits}
+        self._conserved = {name: float(block.array) for name, block in shown.items() if block is not None}
         error, audited = self._error_at(snapshot)
         evidence = self._evidence(snapshot, around, direct=True, error=error)
         return self._decide(evidence, snapshot, error if audited else math.nan)
@@ -242,12 +252,14 @@ class Arbiter:
             error=error,
             residual=self._residual,
             in_range=self._in_range,
+            changed=self._changed,
+            drift=self._drift,
             refused=around.refused,
         )
 
     def _wanted(self, evidence: Evidence) -> int:
         """Steps of the one forecast that the decision may need; 0 when it needs none."""
-        hopeful = msgspec.structs.replace(evidence, bound=0.0, residual=0.0, in_range=True)
+        hopeful = msgspec.structs.replace(evidence, bound=0.0, residual=0.0, in_range=True, drift=0.0)
         action, state = self.switch.decide(self.state, hopeful)
         if action is Action.LEARNED and self.act:
             return state.horizon
@@ -270,13 +282,25 @@ class Arbiter:
             return math.inf
         return self.calibration.bound(forecast.horizon, forecast.error)
 
+    def _drift_of(self, forecast: Forecast) -> float:
+        """Largest drift of an invariant from the last direct state to the end of a forecast, over its limit."""
+        drifts = [0.0]
+        for name, before in self._conserved.items():
+            series = forecast.observables.get(_observable(name))
+            if series is not None and len(series):
+                drifts.append(abs(float(series[-1]) - before) / (self.limits[name] * max(abs(before), TINY)))
+        return max(drifts)
+
     def _decide(self, evidence: Evidence, snapshot: Snapshot, step_error: float = math.nan) -> Verdict:
         forecast, bound = None, math.inf
         if horizon := self._wanted(evidence):
             forecast = self._checked(snapshot, horizon)
             bound = self._bound(forecast)
             self._residual, self._in_range = forecast.residual, forecast.in_range
-        evidence = msgspec.structs.replace(evidence, bound=bound, residual=self._residual, in_range=self._in_range)
+            self._drift = self._drift_of(forecast)
+        evidence = msgspec.structs.replace(
+            evidence, bound=bound, residual=self._residual, in_range=self._in_range, drift=self._drift
+        )
         action, state = self.switch.decide(self.state, evidence)
         if action is Action.LEARNED and not self.act:
             action = Action.DIRECT
@@ -287,6 +311,11 @@ class Arbiter:
         elif evidence.direct and forecast is not None and forecast.arrays and self._live is None:
             self._live = _Live(snapshot.step, bound, forecast)
         return Verdict(action, state, forecast, bound, step_error, evidence.residual)
+
+
+def _observable(invariant: str) -> str:
+    """Name under which the server shows an invariant to the tasks."""
+    return f"invariant.{invariant}"
 
 
 def _under(learned: Snapshot, controls: Mapping[str, Block]) -> Snapshot:

@@ -38,6 +38,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_horizon: Longest horizon, steps.
         credit: Messages that a rank may have in flight.
         overhead: See `ml_servers.budget`.
+        invariants: Largest relative drift of an invariant through learned states, by name.
         first_epoch: Above all epochs that earlier servers of this run gave.
     """
 
@@ -50,6 +51,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_horizon: int = 100
     credit: int = 8
     overhead: float = 0.03
+    invariants: dict[str, float] = {}
     first_epoch: int = 1
 
 
@@ -224,6 +226,7 @@ class ServerCore:
                     max_horizon=self.settings.max_horizon,
                     act=self.settings.act,
                     calibration=Calibration(coverage=self.settings.coverage),
+                    limits=self.settings.invariants,
                 )
             if "dt" in task.owns:
                 self._dt_task = name

@@ -37,6 +37,7 @@ def core_settings(spec: RunSpec) -> CoreSettings:
         max_horizon=own.max_horizon,
         credit=spec.link.credit,
         overhead=own.overhead,
+        invariants=dict(spec.guard.invariants),
     )
 
 

@@ -18,8 +18,11 @@ import msgspec
 
 from schemas.fields import FieldSpec
 
-VERSION = 1
+VERSION = 2
 """Version of the wire layout. Both sides must have the same."""
+
+LOST_TOLD = 32
+"""Lost messages that an acknowledgement names; acknowledgements themselves may be lost."""
 
 Phase = Literal["direct", "trial", "learned", "audit"]
 
@@ -183,15 +186,17 @@ class Ack(_Message, frozen=True, tag=7):
 
     Attributes:
         epoch: Incarnation that the numbers belong to.
-        received: Highest seq received in order; frees the send window.
+        received: Highest seq received; frees the send window.
         durable: Highest seq that outlives the server; frees the client's retention.
         credit: Messages that may be in flight from now on.
+        lost: The newest seqs below `received` that never came, or came damaged; at most `LOST_TOLD`.
     """
 
     epoch: int
     received: int
     durable: int
     credit: int
+    lost: tuple[int, ...] = ()
 
 
 class Advice(_Message, frozen=True, tag=8, kw_only=True):

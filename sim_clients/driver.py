@@ -32,11 +32,14 @@ def drive(
         SchemaMismatch: The simulation changed a declared field.
         SimulationFailed: Its state is not finite.
     """
-    while (snapshot := simulation.snapshot()).step < last_step:
-        until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
-        advice = coupling.exchange(snapshot, until, simulation.invariants())
+    while True:
+        snapshot, invariants = simulation.snapshot(), simulation.invariants()
+        if snapshot.step < last_step:
+            until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
+            advice = coupling.exchange(snapshot, until, invariants)
+        else:
+            advice = coupling.finish(snapshot, invariants)
         if advice.action is Action.STOP:
             return
         coupling.apply(simulation, advice)
         on_step(simulation, advice)
-    coupling.finish(snapshot)

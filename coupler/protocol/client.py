@@ -184,6 +184,9 @@ class ClientProtocol:
         self._received = max(self._received, min(ack.received, self._seq))
         self.durable = max(self.durable, ack.durable)
         self._credit = ack.credit
+        if lost := self.books.sent.intersection(ack.lost):
+            self.books.sent -= lost
+            self.books.dropped["lost on the way"] += len(lost)
         done = {seq for seq in self.books.sent if seq <= self._received}
         self.books.sent -= done
         self.books.admitted += len(done)

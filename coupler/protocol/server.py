@@ -6,10 +6,11 @@ the watermark is a duplicate and ignored; a gap is counted as lost (by the link,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from schemas.fields import flaw
-from schemas.messages import VERSION, Ack, Bye, Hello, Refusal, Stamp, Welcome
+from schemas.messages import LOST_TOLD, VERSION, Ack, Bye, Hello, Refusal, Stamp, Welcome
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Stream:
         lost: Messages that never came or were damaged.
         duplicates: Messages that came again.
         fenced: Messages of another epoch.
+        newly_lost: Seqs of the newest lost messages.
     """
 
     peer: bytes
@@ -33,6 +35,7 @@ class Stream:
     lost: int = 0
     duplicates: int = 0
     fenced: int = 0
+    newly_lost: deque[int] = field(default_factory=lambda: deque(maxlen=LOST_TOLD))
 
 
 class ServerProtocol:
@@ -72,6 +75,7 @@ class ServerProtocol:
             stream.duplicates += 1
             return False
         stream.lost += stamp.seq - stream.received - 1
+        stream.newly_lost.extend(range(max(stream.received + 1, stamp.seq - LOST_TOLD), stamp.seq))
         stream.received = stamp.seq
         return True
 
@@ -84,7 +88,7 @@ class ServerProtocol:
     def ack(self, rank: int) -> Ack:
         """The acknowledgement of a rank's stream as it stands."""
         stream = self.streams[rank]
-        return Ack(stream.epoch, stream.received, stream.durable, self.credit)
+        return Ack(stream.epoch, stream.received, stream.durable, self.credit, tuple(stream.newly_lost))
 
     def _problem(self, hello: Hello) -> str:
         if hello.version != VERSION:

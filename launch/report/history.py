@@ -67,6 +67,7 @@ class History:
         switches: Steps at which the run went from direct to learned dynamics.
         fallbacks: Steps at which it went back, rewinds included; audits that passed do not count.
         first_handover: First step of the trajectory at which a model took over, None when none did.
+        checked: Step of the last audit that passed and was not undone; 0 when there is none.
     """
 
     kept: tuple[Stretch, ...] = ()
@@ -76,6 +77,7 @@ class History:
     switches: tuple[int, ...] = ()
     fallbacks: tuple[int, ...] = ()
     first_handover: int | None = None
+    checked: int = 0
 
     @property
     def last_step(self) -> int:
@@ -92,6 +94,13 @@ class History:
         total = sum(s.end - s.start for s in self.kept)
         learned = sum(s.end - s.start for s in self.kept if s.maker == "learned")
         return learned / total if total > 0 else None
+
+    @property
+    def unverified_steps(self) -> int:
+        """Learned steps of the trajectory that no audit has covered."""
+        return sum(
+            s.last - max(s.first, self.checked) for s in self.kept if s.maker == "learned" and s.last > self.checked
+        )
 
     def maker_at(self, step: int) -> Maker | None:
         """Who made the state at this step, None outside the trajectory."""
@@ -129,9 +138,8 @@ def read_history(records: Sequence[Record]) -> History:
         kept.append(Stretch(record.step, last, record.time, end, maker_of(record), record.version))
     switches, fallbacks = _turns(records)
     first = next((s.first for s in kept if s.maker in ("learned", "hand-over")), None)
-    return History(
-        tuple(kept), tuple(discarded), _audits(records), tuple(rewinds), tuple(switches), tuple(fallbacks), first
-    )
+    turns = tuple(switches), tuple(fallbacks)
+    return History(tuple(kept), tuple(discarded), _audits(records), tuple(rewinds), *turns, first, _checked(records))
 
 
 def _cut(kept: list[Stretch], step: int) -> list[Stretch]:
@@ -155,6 +163,16 @@ def _audits(records: Sequence[Record]) -> tuple[Audit, ...]:
         undone = any(r.action == "rewind" for r in records[i : i + 2])
         found.append(Audit(record.step, record.step_error, not undone))
     return tuple(found)
+
+
+def _checked(records: Iterable[Record]) -> int:
+    step = 0
+    for record in records:
+        if record.action == "rewind":
+            step = min(step, record.to_step)
+        elif record.step_error <= record.tolerance:
+            step = record.step
+    return step
 
 
 def _turns(records: Iterable[Record]) -> tuple[list[int], list[int]]:

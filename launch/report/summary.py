@@ -67,6 +67,7 @@ def assemble(folder: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         "fallbacks": len(history.fallbacks),
         "rewinds": len(history.rewinds),
         "audits": len(history.audits),
+        "unverified_steps": history.unverified_steps,
         "superseded_steps": sum(s.steps for s in history.discarded),
         "steps_by": {maker: history.steps_by(maker) for maker in ("direct", "trial", "audit", "hand-over", "learned")},
         "tolerance": next((r.tolerance for r in reversed(records) if math.isfinite(r.tolerance)), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from scripted import DT, FIELDS, SWITCH, ScriptedTask, Spinner, backtests
 
 from coupler.calibration import Calibration
+from coupler.contracts import Forecast
 from coupler.errors import PluginError
 from coupler.switch import Switch
 from ml_servers.arbiter import TRIAL_HORIZON, Arbiter, Surroundings, Verdict
@@ -195,3 +197,44 @@ def test_the_hand_over_never_reaches_past_room_or_leeway() -> None:
             if verdict.action is Action.LEARNED:
                 assert verdict.forecast is not None
                 assert verdict.forecast.horizon <= min(around.get("room", 99), around.get("leeway", 99) - 2)
+
+
+def test_a_forecast_that_breaks_an_invariant_is_not_adopted() -> None:
+    class Leaking(ScriptedTask):
+        leak = 0.0
+
+        def forecast(self, snapshot: Snapshot, horizon: int) -> Forecast:
+            series = 2.0 * (1.0 - self.leak * np.arange(1, horizon + 1))
+            made = super().forecast(snapshot, horizon)
+            return replace(made, observables={**made.observables, "invariant.energy": series})
+
+    def seen(task: Leaking) -> list[Verdict]:
+        arbiter, _ = made(task, limits={"energy": 0.01})
+        sim, verdicts = Spinner(), []
+        for _ in range(30):
+            shown = sim.snapshot()
+            whole = replace(shown, blocks={**shown.blocks, "invariant.energy": Block(np.array(2.0))})
+            verdicts.append(arbiter.direct(whole, FREE))
+            sim.integrate(DT, 1)
+            if verdicts[-1].action is Action.LEARNED:
+                break
+        return verdicts
+
+    assert seen(Leaking(version=1))[-1].action is Action.LEARNED
+    leaking = Leaking(version=1)
+    leaking.leak = 0.004  # 2 % over the five steps of a live forecast
+    verdicts = seen(leaking)
+    assert all(v.action is Action.DIRECT for v in verdicts)
+    assert verdicts[-1].state.reason == "an invariant drifted past its limit"
+
+
+def test_back_tests_that_are_withdrawn_say_that_the_dynamics_changed() -> None:
+    arbiter, _ = made()
+    sim = Spinner()
+    taken(arbiter, sim)
+    arbiter.restarted()
+    arbiter.calibrated([])
+    [verdict] = walk(arbiter, sim, 1)
+    assert (verdict.action, verdict.state.reason) == (Action.DIRECT, "the dynamics changed")
+    arbiter.trained(2, backtests())
+    assert walk(arbiter, sim, 1)[0].state.reason == "the model is on trial"

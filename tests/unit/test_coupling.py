@@ -27,11 +27,12 @@ from scripted import (
 )
 
 from coupler.contracts import Advice
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.guard import Guard
 from coupler.links.memory import MemoryHub
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from coupler.testing.flaky import FlakyLink
 from ml_servers.core import Send, ServerCore
 from schemas import messages, wire
@@ -616,3 +617,46 @@ def test_the_same_bytes_arrive_as_left() -> None:
     go(coupling, sim, 2)
     assert np.array_equal(seen[1]["x"].array, x) and seen[1]["x"].array.shape == (N,)
     assert isinstance(sim.snapshot(), Snapshot)
+
+
+# ------------------------------------------------------------------------------------------------ the end of a run
+
+
+def at_the_end(*answers: Callable[[Ask, int], Reply] | None) -> tuple[Server, Coupling, Spinner]:
+    """A host that took a state at step 6 and has made the audit's direct step, the last of the run."""
+
+    def standing(ask: Ask, n: int) -> Reply:
+        return direct(ask, n, phase="audit", reason="audit: due")
+
+    server = Server(None, learned, standing, *answers)
+    coupling, sim = coupled(server, terms=msgspec.structs.replace(TERMS, last_step=7))
+    go(coupling, sim, 3)
+    assert sim.step == 7 and coupling.advice.phase == "audit"
+    return server, coupling, sim
+
+
+def test_an_audit_that_reaches_to_the_end_is_closed_before_the_run_is_over() -> None:
+    server, coupling, sim = at_the_end(lambda ask, n: direct(ask, n, step_error=0.001))
+    assert coupling.finish(sim.snapshot(), sim.invariants()).action is Action.STOP
+    assert [ask.stamp.step for ask in server.asks] == [0, 1, 6, 7] and server.asks[-1].direct
+
+
+def test_a_failed_audit_at_the_end_rewinds_the_run(tmp_path: Path) -> None:
+    def rewind(ask: Ask, n: int) -> Reply:
+        return direct(ask, n, action=Action.REWIND, rewind_to=1, reason="audit found", step_error=0.5)
+
+    _, coupling, sim = at_the_end(rewind)
+    advice = coupling.finish(sim.snapshot(), sim.invariants())
+    assert (advice.action, advice.rewind_to) == (Action.REWIND, 1)
+    coupling.apply(sim, advice)
+    assert sim.step == 1 and is_exact(sim)
+    go(coupling, sim, 6)
+    assert coupling.finish(sim.snapshot()).action is Action.STOP and is_exact(sim)
+
+
+def test_an_audit_that_nobody_answers_ends_with_the_deadline(tmp_path: Path) -> None:
+    server, coupling, sim = at_the_end(None)
+    before = server.link.now
+    advice = coupling.finish(sim.snapshot())
+    assert advice.action is Action.STOP and "not answered" in advice.reason
+    assert server.link.now - before == pytest.approx(TERMS.deadline_s)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coupler.protocol.client import ClientProtocol
 from coupler.protocol.server import ServerProtocol
 from schemas.fields import FieldSpec, Snapshot
-from schemas.messages import VERSION, Ack, Action, Advice, Bye, Hello, Refusal, Stamp, Welcome
+from schemas.messages import LOST_TOLD, VERSION, Ack, Action, Advice, Bye, Hello, Refusal, Stamp, Welcome
 
 HELLO = Hello(VERSION, "r", 0, 1, (FieldSpec("u", "<f8", (3,), "1"),), {}, 0, 100, True)
 CREDIT = 3
@@ -235,7 +235,7 @@ def test_the_server_admits_once_fences_and_counts_gaps() -> None:
     assert not server.admit(b"b", stamp(5)) and not server.admit(b"a", stamp(5, epoch=0))
     stream = server.streams[0]
     assert (stream.received, stream.lost, stream.duplicates, stream.fenced) == (4, 2, 2, 2)
-    assert server.ack(0) == Ack(1, 4, 0, CREDIT)
+    assert server.ack(0) == Ack(1, 4, 0, CREDIT, lost=(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -270,3 +270,23 @@ def test_only_the_holder_of_a_stream_says_goodbye() -> None:
     bye = Bye(0, 1, 5, "finished")
     assert server.farewell(b"a", bye) and not server.farewell(b"b", bye)
     assert not server.farewell(b"a", Bye(3, 1, 5, "finished"))
+
+
+def test_what_the_link_lost_is_not_counted_as_admitted() -> None:
+    client, server = opened(credit=8), ServerProtocol("r", (), 8)
+    server.hello(b"a", HELLO)
+    stamps = [client.stamp(snapshot(), (), 0.0, sample=n != 3) for n in range(1, 6)]
+    for sent in (stamps[0], stamps[4]):  # 2, 3 and 4 never come; 3 holds no state
+        assert server.admit(b"a", sent)
+    client.receive(server.ack(0), {})
+    client.receive(server.ack(0), {})
+    assert client.books.admitted == 2 and client.books.dropped == {"lost on the way": 2}
+    assert client.books.produced == 4 and client.books.in_flight == 0
+
+
+def test_a_long_gap_names_the_newest_losses_only() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    server.hello(b"a", HELLO)
+    server.admit(b"a", stamp(10**9))
+    told = server.ack(0)
+    assert len(told.lost) == LOST_TOLD and told.lost[-1] == 10**9 - 1 and server.streams[0].lost == 10**9 - 1

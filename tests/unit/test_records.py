@@ -7,17 +7,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import FIELDS, Spinner
+from scripted import DT, FIELDS, Spinner
 
 from coupler.contracts import Advice
+from coupler.coupling import Coupling
 from coupler.ledger import Ledger
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from coupler.testing.clock import ManualClock
-from coupler.trace import Observed, Record, Recorder, read, trajectory
+from coupler.trace import MOST_WAITING, Observed, Record, Recorder, read, trajectory
+from launch.progress import Standing
+from launch.report.history import read_history
 from schemas import messages
 from schemas.fields import Block, FieldSpec, Snapshot
 from schemas.messages import Action
@@ -132,3 +137,38 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     recorder.decided(Spinner().snapshot(), {}, Advice.direct("fine", 0.5), 0.0, 0.0)
     recorder.close(Ledger(ManualClock()), {})
     assert Recorder(None).write(Observed(step=0, time=0.0, origin=0, values={})) is None
+
+
+def test_without_a_coupling_a_trace_record_stands_for_many_steps(tmp_path: Path) -> None:
+    clock = ManualClock(50.0)
+    sim, step_s = Spinner(controls_until=9 * DT), 0.25  # a change that is announced is not hidden in a stretch
+    with Coupling(None, FIELDS, Terms(run="r", last_step=14), recorder=RunRecorder(tmp_path), clock=clock) as coupling:
+        for _ in range(14):
+            if sim.step == 9:
+                sim.force, sim.controls_until = 2.0, math.inf
+            advice = coupling.exchange(sim.snapshot())
+            coupling.apply(sim, advice)
+            clock.advance(step_s)
+        assert coupling.finish(sim.snapshot()).action is Action.STOP
+    rows = list(read(tmp_path / "trace.msgpack"))
+    assert [(r["step"], r["to_step"]) for r in rows] == [(0, 5), (5, 9), (9, 14)]
+    assert {(r["action"], r["reason"], r["dt"]) for r in rows} == {("direct", "coupling is off", DT)}
+    assert [r["controls"]["force"] for r in rows] == [1.0, 1.0, 2.0]
+    assert [r["time"] for r in rows] == pytest.approx([0.0, 5 * DT, 9 * DT])
+    assert [r["step"] for r in read(tmp_path / "observables.msgpack")] == list(range(15))
+    standing = Standing(14)
+    for row in rows:
+        standing.add(row)
+    assert standing.step == 14 and standing.direct_s == pytest.approx([step_s] * 2) and standing.net_speedup is not None
+    assert read_history([msgspec.convert(r, Record) for r in rows]).steps_by("direct") == 14
+
+
+def test_a_recorder_holds_no_more_than_it_must(tmp_path: Path) -> None:
+    path = tmp_path / "o"
+    recorder = Recorder(path)
+    for step in range(MOST_WAITING + 1):
+        recorder.write(Observed(step=step, time=0.0, origin=0, values={}))
+    assert len(list(read(path))) == MOST_WAITING
+    recorder.close()
+    recorder.close()
+    assert [r["step"] for r in read(path)] == list(range(MOST_WAITING + 1))
