@@ -26,6 +26,7 @@ from schemas.fields import FieldSpec, Snapshot
 from schemas.messages import Action, Phase
 
 OVER = "the run is over"
+UNANSWERED = "the run is over; its last audit was not answered"
 SAVED_STATES = 2
 """Saved states kept for a rewind."""
 
@@ -294,7 +295,7 @@ class Coupling:
                 channel.drain(left)
             decision = agree_decision(self.ranks, self._protocol.newest)
             if decision <= self._executed:
-                return Advice(Action.STOP, f"{OVER}; its last audit was not answered")
+                return Advice(Action.STOP, UNANSWERED)
             advice = self._carry_out(decision, snapshot)
             if advice.action is Action.REWIND:
                 return advice

@@ -11,10 +11,8 @@ import msgspec
 import numpy as np
 
 from coupler.contracts import Invariant
-from coupler.errors import SimulationFailed
 from coupler.ranks import Ranks
-from schemas.fields import Block, FieldSpec, Snapshot
-from sim_clients.oscillator import Floats, Positive, checked_dt, own_copy, own_slice, velocity_verlet
+from sim_clients.particles import Floats, Particles, Positive, checked_dt, velocity_verlet
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -41,7 +39,7 @@ class _Saved:
     noise: dict[str, Any]
 
 
-class DoubleWell:
+class DoubleWell(Particles):
     """n independent particles of unit mass in U = x^4/4 - x^2/2, released at rest from positions drawn from the seed.
 
     The one-dimensional double well of Kadupitiya, Fox and Jadhao (arXiv 2004.06493), whose figures start at x = -2.
@@ -88,31 +86,11 @@ class DoubleWell:
                 f"temperature is {temperature} and friction is {friction}; "
                 "a Langevin thermostat needs both above 0, deterministic motion needs both 0"
             )
-        self._ranks, self._n, self._own, self._substeps = ranks, n, own_slice(n, ranks), substeps
+        super().__init__(ranks, n, dt, substeps, "never")
         self._temperature, self._friction = temperature, friction
         self._noise = np.random.default_rng([seed, 1])
-        self._step, self._time, self._dt = 0, 0.0, checked_dt(dt)
         self._x = np.random.default_rng([seed, 0]).uniform(*start, n)[self._own].copy()
-        self._v = np.zeros(self._x.size)
         self._measure()
-
-    def fields(self) -> tuple[FieldSpec, ...]:
-        """See `Simulation.fields`."""
-        return (
-            FieldSpec("position", "<f8", (self._n,), "1"),
-            FieldSpec("velocity", "<f8", (self._n,), "1"),
-            FieldSpec("energy", "<f8", (), "1", kind="scalar", role="observable"),
-        )
-
-    def snapshot(self) -> Snapshot:
-        """See `Simulation.snapshot`."""
-        offset = (self._own.start,)
-        blocks = {
-            "position": Block(self._x, offset),
-            "velocity": Block(self._v, offset),
-            "energy": Block(np.array(self._energy)),
-        }
-        return Snapshot(self._step, self._time, self._dt, blocks)
 
     def integrate(self, dt: float, n: int) -> None:
         """See `Simulation.integrate`. Collective; raises SimulationFailed on all ranks when any is no longer finite."""
@@ -123,13 +101,6 @@ class DoubleWell:
             self._step += 1
             self._time += dt
             self._measure()
-
-    def adopt(self, snapshot: Snapshot) -> None:
-        """See `Simulation.adopt`. Collective; raises SimulationFailed on all ranks when any state is not finite."""
-        x, v = (own_copy(snapshot, name, self._x.size) for name in ("position", "velocity"))
-        self._x, self._v = x, v
-        self._step, self._time, self._dt = snapshot.step, snapshot.time, snapshot.dt
-        self._measure()
 
     def save(self) -> object:
         """See `Simulation.save`."""
@@ -161,17 +132,8 @@ class DoubleWell:
         kept = math.exp(-self._friction * time)
         # Every rank draws the noise of all particles, so that it does not depend on how many ranks there are.
         drawn = self._noise.standard_normal(self._n)[self._own]
-        return kept * self._v + math.sqrt((1.0 - kept * kept) * self._temperature) * drawn
+        changed: Floats = kept * self._v + math.sqrt((1.0 - kept * kept) * self._temperature) * drawn
+        return changed
 
     def _own_energy(self) -> float:
         return float(np.sum(0.5 * self._v * self._v + potential(self._x)))
-
-    def _measure(self) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            own = np.array([self._own_energy()])
-        self._energy = float(self._ranks.allreduce(own, "sum")[0])
-        if not math.isfinite(self._energy):
-            raise SimulationFailed(
-                f"The double well's energy is {self._energy} at step {self._step}, time {self._time:g}, with dt "
-                f"{self._dt:g} in {self._substeps} substeps; it must be finite. Use a smaller dt or more substeps."
-            )

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from coupler.contracts import Invariant
-from coupler.errors import SimulationFailed
 from coupler.ranks import Ranks
 from schemas.fields import Block, FieldSpec, Snapshot
-
-Floats = NDArray[np.float64]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-
-
-def velocity_verlet(
-    force: Callable[[Floats], Floats], x: Floats, v: Floats, h: float, steps: int
-) -> tuple[Floats, Floats]:
-    """Advances unit masses by velocity Verlet (Swope et al., J. Chem. Phys. 76 (1982) 637); symplectic, second order.
-
-    Args:
-        force: Force by position, shape (n,) to shape (n,).
-        x: Positions, shape (n,); left as they are.
-        v: Velocities, shape (n,); left as they are.
-        h: Time of one step.
-        steps: Number of steps, at least 1.
-
-    Returns:
-        New positions and velocities, shape (n,) each.
-    """
-    a = force(x)
-    for _ in range(steps):
-        v = v + 0.5 * h * a
-        x = x + h * v
-        a = force(x)
-        v = v + 0.5 * h * a
-    return x, v
-
-
-def own_slice(n: int, ranks: Ranks) -> slice:
-    """This rank's part of n particles: nearly equal shares, larger ones first, so with n = 1 rank 0 holds the one."""
-    share, extra = divmod(n, ranks.size)
-    start = ranks.rank * share + min(ranks.rank, extra)
-    return slice(start, start + share + (ranks.rank < extra))
-
-
-def own_copy(snapshot: Snapshot, name: str, n: int) -> Floats:
-    """A float64 copy of the named field of an adopted Snapshot, shape (n,); ValueError when it has another shape."""
-    array = np.array(snapshot[name], dtype=np.float64)
-    if array.shape != (n,):
-        raise ValueError(
-            f"adopt got {name!r} of shape {array.shape}; this rank holds shape {(n,)}; give it its own block"
-        )
-    return array
-
-
-def checked_dt(dt: float) -> float:
-    """The dt given to integrate, when it can be used; ValueError otherwise."""
-    if not (math.isfinite(dt) and dt > 0):
-        raise ValueError(f"dt is {dt}; a coupling step must be positive and finite; bound it in the guard")
-    return dt
+from sim_clients.particles import Floats, Particles, Positive, checked_dt, velocity_verlet
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +26,7 @@ class _Saved:
     injected: float
 
 
-class Oscillator:
+class Oscillator(Particles):
     """n independent stiffening springs of unit mass, released at rest from amplitudes drawn from the seed.
 
     A trajectory has angular frequency close to sqrt(k + 3/4 beta A^2), so no affine map serves two amplitudes. Fields:
@@ -130,37 +77,26 @@ class Oscillator:
             raise ValueError(
                 f"amplitude is {list(amplitude)}; the first number is the lowest and may not exceed the second"
             )
-        self._ranks, self._seed, self._k, self._beta = ranks, seed, k, beta
-        self._amplitude, self._n, self._own = amplitude, n, own_slice(n, ranks)
-        self._substeps, self._episode_steps = substeps, episode_steps
-        self._step, self._time, self._dt, self._injected = 0, 0.0, checked_dt(dt), 0.0
+        super().__init__(ranks, n, dt, substeps, "linear")
+        self._seed, self._k, self._beta = seed, k, beta
+        self._amplitude, self._episode_steps, self._injected = amplitude, episode_steps, 0.0
         self._x, self._v = self._start(0)
         self._measure()
 
     def fields(self) -> tuple[FieldSpec, ...]:
         """See `Simulation.fields`."""
-        declared = (
-            FieldSpec("position", "<f8", (self._n,), "1", blend="linear"),
-            FieldSpec("velocity", "<f8", (self._n,), "1", blend="linear"),
-            FieldSpec("energy", "<f8", (), "1", kind="scalar", role="observable"),
-        )
+        declared = super().fields()
         episode = FieldSpec("episode", "<f8", (), "1", kind="scalar", role="control")
         return (*declared, episode) if self._episode_steps else declared
 
     def snapshot(self) -> Snapshot:
         """See `Simulation.snapshot`."""
-        offset = (self._own.start,)
-        blocks = {
-            "position": Block(self._x, offset),
-            "velocity": Block(self._v, offset),
-            "energy": Block(np.array(self._energy)),
-        }
-        until = math.inf
-        if self._episode_steps:
-            episode, done = divmod(self._step, self._episode_steps)
-            blocks["episode"] = Block(np.array(float(episode % 2)))
-            until = self._time + (self._episode_steps - done - 0.5) * self._dt
-        return Snapshot(self._step, self._time, self._dt, blocks, until)
+        shown = super().snapshot()
+        if not self._episode_steps:
+            return shown
+        episode, done = divmod(self._step, self._episode_steps)
+        blocks = {**shown.blocks, "episode": Block(np.array(float(episode % 2)))}
+        return replace(shown, blocks=blocks, controls_until=self._time + (self._episode_steps - done - 0.5) * self._dt)
 
     def integrate(self, dt: float, n: int) -> None:
         """See `Simulation.integrate`. Collective; raises SimulationFailed on all ranks when any is no longer finite."""
@@ -176,13 +112,6 @@ class Oscillator:
                 self._x, self._v = self._start(self._step // self._episode_steps)
                 self._measure()
                 self._injected += self._own_energy() - before
-
-    def adopt(self, snapshot: Snapshot) -> None:
-        """See `Simulation.adopt`. Collective; raises SimulationFailed on all ranks when any state is not finite."""
-        x, v = (own_copy(snapshot, name, self._x.size) for name in ("position", "velocity"))
-        self._x, self._v = x, v
-        self._step, self._time, self._dt = snapshot.step, snapshot.time, snapshot.dt
-        self._measure()
 
     def save(self) -> object:
         """See `Simulation.save`."""
@@ -214,13 +143,3 @@ class Oscillator:
     def _own_energy(self) -> float:
         x2 = self._x * self._x
         return float(np.sum(0.5 * self._v * self._v + 0.5 * self._k * x2 + 0.25 * self._beta * x2 * x2))
-
-    def _measure(self) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            own = np.array([self._own_energy()])
-        self._energy = float(self._ranks.allreduce(own, "sum")[0])
-        if not math.isfinite(self._energy):
-            raise SimulationFailed(
-                f"The oscillator's energy is {self._energy} at step {self._step}, time {self._time:g}, with dt "
-                f"{self._dt:g} in {self._substeps} substeps; it must be finite. Use a smaller dt or more substeps."
-            )
