@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import xxhash
 
 from coupler import registry
 from coupler.contracts import Invariant, Link
@@ -128,8 +132,19 @@ def open_coupling(
     )
 
 
+def socket_path(folder: Path) -> Path:
+    """Where the socket of a run lies: in its folder, or, where that path is too long for one, in the temporary folder."""
+    from coupler.links.security import IPC_PATH_BYTES
+
+    path = (folder / SOCKET).resolve()
+    if len(os.fsencode(path)) <= IPC_PATH_BYTES:
+        return path
+    name = f"coupler-{os.geteuid()}-{xxhash.xxh3_64_hexdigest(os.fsencode(path.parent))}"
+    return Path(tempfile.gettempdir()).resolve() / name / path.name
+
+
 def _address(spec: run.RunSpec, folder: Path) -> str:
-    return f"ipc://{(folder / SOCKET).resolve()}" if spec.link.address == "ipc" else spec.link.address
+    return f"ipc://{socket_path(folder)}" if spec.link.address == "ipc" else spec.link.address
 
 
 def _limits(spec: run.RunSpec, peers: int) -> LinkLimits:

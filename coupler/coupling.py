@@ -205,7 +205,7 @@ class Coupling:
             self._record.decided(snapshot, self.fields, advice, self.ledger.inside(now), now)
             self.ledger.leave(0)
             return advice
-        return Advice(Action.STOP, OVER)
+        return self._over(OVER, snapshot)
 
     def keep(self, step: int, token: object) -> None:
         """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes.
@@ -295,16 +295,18 @@ class Coupling:
                 channel.drain(left)
             decision = agree_decision(self.ranks, self._protocol.newest)
             if decision <= self._executed:
-                return Advice(Action.STOP, UNANSWERED)
+                return self._over(UNANSWERED, snapshot)
             advice = self._carry_out(decision, snapshot)
             if advice.action is Action.REWIND:
                 return advice
-        return Advice(Action.STOP, OVER)
+        return self._over(OVER, snapshot)
 
     def _carry_out(self, decision: int, snapshot: Snapshot) -> Advice:
         """Turns an agreed decision into the host's Advice, guarded and voted on by all ranks."""
         self._executed = decision
         found = self._protocol.take(decision)
+        if found is not None:  # also of a decision that is refused: it may close an audit
+            self._record.told(found[0])
         objection = objection_to(found, snapshot, self.guard, self.fields, self.saved)
         reason = agree_objection(self.ranks, objection)
         if reason or found is None:
@@ -312,7 +314,6 @@ class Coupling:
             self._newest = self._direct(reason, snapshot)
             return self._newest
         told, blocks = found
-        self._record.told(told)
         advice = as_advice(told, blocks, snapshot, self._dt(told.dt, snapshot))
         if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0
@@ -338,6 +339,9 @@ class Coupling:
 
     def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
         return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)
+
+    def _over(self, reason: str, snapshot: Snapshot) -> Advice:
+        return Advice(Action.STOP, reason, self._dt(self._dt_now, snapshot))
 
     def _dt(self, suggested: float, snapshot: Snapshot) -> float:
         return self.guard.dt(suggested, self.terms.dt or snapshot.dt)

@@ -28,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         action: `direct`, `learned`, `rewind` or `stop`.
         phase: Switch phase behind it: `direct`, `trial`, `learned` or `audit`.
         reason: Why, as a short sentence.
-        decision: Decision number of the server, 0 when the client decided alone.
+        decision: Decision number of the server, also when it was refused for `reason`; 0 when the client decided alone.
         to_step: Step at which the host stands after carrying it out (the end of the horizon, the saved step).
         weight: Blending weight of the learned state, 1 outside hand-overs.
         version: Model version of the learned state, 0 for direct steps.

@@ -87,8 +87,10 @@ def report(folder: Path, /) -> None:
     Args:
         folder: A run folder.
     """
+    from launch.ls import entries
     from launch.report import page
 
+    entries(folder)  # or the reason why it holds no run
     say(str(page.write(folder)))
 
 

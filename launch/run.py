@@ -114,7 +114,15 @@ def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) ->
         _note_failure(folder, error)
         return Outcome(code=1)
     finally:
-        (folder / connect.SOCKET).unlink(missing_ok=True)  # a killed server leaves it
+        _remove_socket(folder)
+
+
+def _remove_socket(folder: Path) -> None:
+    """A killed server leaves its socket; one that lies elsewhere had a directory to itself."""
+    path = connect.socket_path(folder)
+    path.unlink(missing_ok=True)
+    if not path.is_relative_to(folder.resolve()) and path.parent.exists():
+        path.parent.rmdir()
 
 
 def _here(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:

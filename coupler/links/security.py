@@ -225,7 +225,7 @@ def _ipc_path(address: str) -> Path:
     if size > IPC_PATH_BYTES:
         raise LinkError(
             f"{address} is {size} bytes long and a socket path may have {IPC_PATH_BYTES}; put the sockets into a "
-            "directory with a shorter path, such as one under /tmp, or use tcp://127.0.0.1:0"
+            "directory with a shorter path, such as one under /tmp, or use tcp://127.0.0.1:PORT"
         )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -272,6 +272,6 @@ def _tcp_host(address: str, host: str, *, encrypted: bool) -> str:
         raise LinkError(f"host {host!r} of {address} cannot be resolved; write its IP address") from error
     if not encrypted and not ip.is_loopback:
         raise LinkError(
-            f"{address} leaves this machine ({ip}) without encryption; give CURVE keys, or use tcp://127.0.0.1:0 or ipc://"
+            f"{address} leaves this machine ({ip}) without encryption; give CURVE keys, or use tcp://127.0.0.1:PORT or ipc://"
         )
     return f"[{ip}]" if ip.version == 6 else str(ip)

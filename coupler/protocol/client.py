@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from schemas.fields import Block, Snapshot
 from schemas.messages import Ack, Action, Advice, BlockEntry, Bye, Hello, Message, Refusal, Stamp, Welcome
 
@@ -148,11 +150,16 @@ class ClientProtocol:
                 del self._decisions[min(self._decisions)]
 
     def take(self, decision: int) -> tuple[Advice, Mapping[str, Block]] | None:
-        """The Advice of a decision and its Blocks; it and all older ones are forgotten. None when it never came."""
+        """The Advice of a decision and its Blocks; it and all older ones are forgotten. None when it never came.
+
+        An audit that was closed by an older decision is closed by this one, which has overtaken it.
+        """
         found = self._decisions.get(decision)
-        for old in [d for d in self._decisions if d <= decision]:
-            del self._decisions[old]
-        return found
+        errors = [self._decisions.pop(d)[0].step_error for d in sorted(self._decisions) if d <= decision]
+        if found is None or not math.isnan(found[0].step_error):
+            return found
+        closed = next((error for error in reversed(errors) if not math.isnan(error)), math.nan)
+        return msgspec.structs.replace(found[0], step_error=closed), found[1]
 
     def forget(self, step: int) -> None:
         """The host has jumped to another state, at `step`: what answers an earlier one means nothing any more."""

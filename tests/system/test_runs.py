@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,12 @@ def test_rungs_agree_where_nothing_is_learned(tmp_path: Path) -> None:
         result: Ran = ran(tmp_path / rung, rung=rung, mode="off", steps=50)
         finals.append([(record["step"], record["values"]) for record in result.observables])
     assert finals[0] == finals[1]
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 60) / ("b" * 60) / "run"
+    folder.parent.mkdir(parents=True)
+    before = set(Path(tempfile.gettempdir()).glob("coupler-*"))
+    result = ran(folder, **case_of(tmp_path, "local", "shadow"))
+    assert result.code == 0 and result.summary["samples"]["admitted"] > 0, result.summary["cause"]
+    assert set(Path(tempfile.gettempdir()).glob("coupler-*")) <= before

@@ -211,9 +211,10 @@ def test_ls_shows_a_table_on_a_terminal(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("folder", "said"), [("nowhere", "is no folder"), (".", "holds no run")])
-def test_ls_of_no_run_is_code_1(folder: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["ls", "report"])
+def test_what_holds_no_run_is_code_1(command: str, folder: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("case.toml").unlink()
-    assert cli.main(["ls", folder]) == 1
+    assert cli.main([command, folder]) == 1
     assert said in capsys.readouterr().err
 
 

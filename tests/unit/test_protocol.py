@@ -290,3 +290,14 @@ def test_a_long_gap_names_the_newest_losses_only() -> None:
     server.admit(b"a", stamp(10**9))
     told = server.ack(0)
     assert len(told.lost) == LOST_TOLD and told.lost[-1] == 10**9 - 1 and server.streams[0].lost == 10**9 - 1
+
+
+def test_an_audit_closed_by_an_overtaken_decision_is_not_forgotten() -> None:
+    client = opened()
+    client.receive(msgspec.structs.replace(told(1, 0), step_error=0.25), {})
+    client.receive(told(2, 1), {})
+    found = client.take(2)
+    assert found is not None and (found[0].decision, found[0].step_error) == (2, 0.25)
+    client.receive(told(3, 2), {})
+    found = client.take(3)
+    assert found is not None and math.isnan(found[0].step_error)
