@@ -133,7 +133,7 @@ def open_coupling(
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the socket of a run lies: in its folder, or, where that path is too long for one, in the temporary folder."""
+    """Where the socket of a run lies: in its folder, or, where that path is too long, in the temporary folder."""
     from coupler.links.security import IPC_PATH_BYTES
 
     path = (folder / SOCKET).resolve()
