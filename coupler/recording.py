@@ -54,7 +54,6 @@ class RunRecorder:
         """Records a decision, and with a learned one the observables of every step it covers."""
         if self.folder is None:
             return
-        self._tick(now)
         told, self._told = self._told, _NOTHING_TOLD
         to_step = snapshot.step + 1
         if advice.action is Action.LEARNED and advice.snapshot is not None:
@@ -81,24 +80,24 @@ class RunRecorder:
                 step_error=told.step_error,
                 residual=told.residual,
                 stall_s=stall_s,
-                wall_s=now - self._start,
+                wall_s=self._since_start(now),
                 controls=self._scalars(snapshot, fields, "control"),
             )
         )
+        self._flush_if_due(now, advice.action is not Action.DIRECT)
 
     def begin_stretch(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], advice: Advice, now: float) -> None:
         """From this state on nothing is decided step by step (mode `off`): one record stands for all those steps."""
         if self.folder is None:
             return
         self.end_stretch(snapshot.step)
-        self._start = now if self._start < 0.0 else self._start
         self._stretch = Record(
             step=snapshot.step,
             time=snapshot.time,
             dt=advice.dt,
             action=advice.action.name.lower(),
             reason=advice.reason,
-            wall_s=now - self._start,
+            wall_s=self._since_start(now),
             controls=self._scalars(snapshot, fields, "control"),
         )
 
@@ -127,11 +126,14 @@ class RunRecorder:
         self._trace.flush()
         self._observables.flush()
 
-    def _tick(self, now: float) -> None:
-        """Flushes when that is due."""
+    def _since_start(self, now: float) -> float:
         if self._start < 0.0:
-            self._start = self._flushed = now
-        if now - self._flushed > FLUSH_S:
+            self._start = now
+        return now - self._start
+
+    def _flush_if_due(self, now: float, at_once: bool) -> None:
+        """Direct steps can be made again: they may wait for each other, half a second at most."""
+        if at_once or now - self._flushed > FLUSH_S:
             self.flush()
             self._flushed = now
 

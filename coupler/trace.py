@@ -12,8 +12,8 @@ import msgspec
 
 TRACE = "trace.msgpack"
 OBSERVABLES = "observables.msgpack"
-MOST_WAITING = 4096
-"""Records kept in memory at most, whoever forgets to flush."""
+MOST_WAITING = 64
+"""Records kept in memory at most: what is lost when a rank is killed."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

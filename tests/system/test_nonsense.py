@@ -192,7 +192,7 @@ def test_server_of_another_run(tmp_path: Path) -> None:
     (other / connect.CASE).rename(ours / connect.CASE)  # the server reads this one ...
     with Supervisor() as supervisor:
         supervisor.start(server)
-        until((ours / connect.ADDRESS).exists, "the server")
+        until(connect.socket_path(ours).exists, "the server")
         (ours / "ours.toml").replace(ours / connect.CASE)  # ... and the simulation that one
         result = simulated(spec, ours)
     assert result.code == 0 and len(result.steps_of("direct")) == 200
