@@ -70,8 +70,8 @@ def check_simulation(
         allowed_defect: Largest one-step defect of `adopt(snapshot())` (see `SimulationReport.defects`) that counts as
             correct. 0 demands that it is bitwise invisible; more is for a Simulation that rebuilds hidden state.
         allowed_return: Largest difference, over the rms value of a field, between what follows a restored state and
-            what followed it the first time. 0 demands that they are bitwise the same; more is for a Simulation that must
-            rebuild something, such as neighbour lists. The restored instant itself is always compared bitwise.
+            what followed it the first time. 0 demands that they are bitwise the same; more is for a Simulation that
+            rebuilds something, such as neighbour lists. The restored instant itself is always compared bitwise.
         other_dt: Another dt that the Simulation can integrate with, to see that it does and that `adopt` sets dt; None
             for a Simulation with a fixed dt.
         ranks: The ranks of the Simulation, when it has several; all of them call this function. Run it with

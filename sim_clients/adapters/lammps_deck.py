@@ -28,7 +28,7 @@ _DRIVES_ITSELF = {
 }
 _CHANGES_ATOMS = ("create_atoms", "delete_atoms", "read_data", "read_restart", "read_dump", "replicate", "clear")
 _CHANGING_FIXES = ("deposit", "pour", "evaporate", "gcmc", "atom/swap", "widom", "charge/regulation", "append/atoms")
-_RUN_KEYS = ("upto", "start", "stop", "pre", "post", "every")
+_RUN_KEYS = ("upto", "start", "stop", "pre", "post")
 
 
 class Command(NamedTuple):
@@ -155,6 +155,11 @@ def run_line(command: Command, words: Sequence[str]) -> RunLine:
     Raises:
         DeckError: It is none that can be driven.
     """
+    if "every" in words:
+        raise DeckError(
+            f"{command.place}: `run ... every` runs commands on the way, which cannot be driven in blocks; use "
+            "`fix print`, `fix ave/time` or a variable, or write several run lines"
+        )
     try:
         steps, rest = int(words[1]), list(words[2:])
         upto = "upto" in rest
@@ -165,11 +170,6 @@ def run_line(command: Command, words: Sequence[str]) -> RunLine:
         raise DeckError(f"{command.place}: {' '.join(words)!r} is no run command; write: run STEPS") from None
     if unknown := [key for key in told if key not in _RUN_KEYS]:
         raise DeckError(f"{command.place}: run knows no {unknown[0]!r}; there are {', '.join(_RUN_KEYS)}")
-    if "every" in told:
-        raise DeckError(
-            f"{command.place}: `run ... every` runs commands on the way, which cannot be driven in blocks; use "
-            "`fix print`, `fix ave/time` or a variable, or write several run lines"
-        )
     start, stop = (int(told[key]) if key in told else None for key in ("start", "stop"))
     return RunLine(steps, upto, start, stop, told.get("pre", "yes") not in ("no", "off", "false"))
 
