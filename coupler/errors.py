@@ -7,6 +7,7 @@ CouplerError
   ProtocolError     a message broke the protocol
   LinkError         an address cannot be used or a peer is gone
   SimulationFailed  the simulation itself failed; the job ends with this cause
+    StepFailed      a step could not be made, with this dt at least; a run that chooses its dt goes back
 """
 
 from __future__ import annotations
@@ -43,3 +44,10 @@ class LinkError(CouplerError):
 
 class SimulationFailed(CouplerError):
     """The simulation itself failed (not finite, a plug-in raised); the job ends with this cause."""
+
+
+class StepFailed(SimulationFailed):
+    """`integrate` could not make its step, on all ranks alike; what `save` gave can still be restored.
+
+    A run whose dt is chosen goes back and tries a smaller one; in any other run it is what it says, a failure.
+    """

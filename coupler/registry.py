@@ -28,6 +28,7 @@ RESERVED = frozenset({"ranks", "seed", "fields"})
 BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "simulations": {
         "double_well": "sim_clients.double_well:DoubleWell",
+        "lammps": "sim_clients.adapters.lammps:Lammps",
         "oscillator": "sim_clients.oscillator:Oscillator",
         "relaxation": "sim_clients.relaxation:Relaxation",
         "vortex_street": "sim_clients.vortex_street:VortexStreet",

