@@ -124,6 +124,11 @@ class Advice:
     snapshot: Snapshot | None = None
     rewind_to: int = -1
 
+    @property
+    def stop(self) -> bool:
+        """Whether the run is over."""
+        return self.action is Action.STOP
+
     @classmethod
     def direct(cls, reason: str, dt: float) -> Advice:
         """The value of every failure: integrate directly, and why."""

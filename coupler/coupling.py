@@ -122,7 +122,8 @@ class Coupling:
         """Shows the present state and says what to do for the next step. Once a coupling step, on every rank.
 
         In direct phases it sends what is due and returns at once; only after a learned step does it wait, to its
-        deadline. It never raises because of the server: a failure of that side is an Advice to integrate directly.
+        deadline. It never raises because of the server: a failure of that side is an Advice to integrate directly. At
+        the last step of the run it is `finish`.
 
         Args:
             snapshot: This rank's part of the state. The arrays may change as soon as the call returns.
@@ -136,6 +137,8 @@ class Coupling:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite.
         """
+        if snapshot.step >= self.terms.last_step:
+            return self.finish(snapshot, invariants)
         if self._channel is None:
             self._step, self.advice = snapshot.step, self._alone.exchange(snapshot)
             return self.advice
@@ -179,7 +182,7 @@ class Coupling:
             self._adopt(simulation, advice, advice.snapshot)
 
     def finish(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> Advice:
-        """Notes the last state of the run. Collective.
+        """Notes the last state of a run; called by a host that ends before the last step. Collective.
 
         An audit that reaches to the end is closed first: its answer is waited for, to the deadline.
 

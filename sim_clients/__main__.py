@@ -82,7 +82,7 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
 
     fields, invariants = tuple(simulation.fields()), simulation.invariants()
     with connect.open_coupling(folder, fields, ranks=ranks, invariants=invariants, **link) as coupling:
-        drive(simulation, coupling, spec.run.steps, every=spec.output.every, on_step=on_step)
+        drive(simulation, coupling, every=spec.output.every, on_step=on_step)
     done = time.perf_counter()
     torch_loaded = "torch" in sys.modules
     step = simulation.snapshot().step

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from coupler.contracts import Advice, Simulation
 from coupler.coupling import Coupling
-from schemas.messages import Action
 
 OnStep = Callable[[Simulation, Advice], None]
 
@@ -14,17 +13,15 @@ OnStep = Callable[[Simulation, Advice], None]
 def drive(
     simulation: Simulation,
     coupling: Coupling,
-    last_step: int,
     *,
     every: int | None = None,
     on_step: OnStep = lambda _simulation, _advice: None,
 ) -> None:
-    """Advances a simulation to its last step, as the Advice says. Collective.
+    """Advances a simulation to the last step of its coupling's terms, as the Advice says. Collective.
 
     Args:
         simulation: The simulation, at any step.
         coupling: Its open Coupling.
-        last_step: Coupling step to end at.
         every: Steps between states that must be hit (output); no learned phase passes one.
         on_step: Called after each carried-out Advice.
 
@@ -32,14 +29,12 @@ def drive(
         SchemaMismatch: The simulation changed a declared field.
         SimulationFailed: Its state is not finite.
     """
+    last_step = coupling.terms.last_step
     while True:
-        snapshot, invariants = simulation.snapshot(), simulation.invariants()
-        if snapshot.step < last_step:
-            until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
-            advice = coupling.exchange(snapshot, until, invariants)
-        else:
-            advice = coupling.finish(snapshot, invariants)
-        if advice.action is Action.STOP:
+        snapshot = simulation.snapshot()
+        until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
+        advice = coupling.exchange(snapshot, until, simulation.invariants())
+        if advice.stop:
             return
         coupling.apply(simulation, advice)
         on_step(simulation, advice)
