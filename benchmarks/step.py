@@ -32,11 +32,12 @@ from benchmarks.runs import STREET, run_case
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, row, timing
 from coupler.agreement import Vote, agree
 from coupler.contracts import Advice, Backtest, Forecast, Frames, Link, Report
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.links.zeromq import LinkLimits, connect, listen
 from coupler.ranks import MpiRanks
 from coupler.recording import RunRecorder
 from coupler.switch import Switch
+from coupler.terms import Terms
 from launch.plan import find_mpiexec
 from ml_servers.core import CoreSettings
 from ml_servers.server import Server

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coupler import registry
 from coupler.contracts import Invariant, Link
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.guard import Guard
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from schemas import run
 from schemas.fields import FieldSpec
 
@@ -22,6 +24,8 @@ CASE = "case.toml"
 ADDRESS = "address"
 KEYS = "keys.json"
 SOCKET = "link/s"
+KEEP_EVERY = 16
+"""Direct steps between states kept where dt is chosen: so many are made again at most when one fails."""
 MOST_PEERS = 64
 """Peers whose control messages the server's queues have room for; states are bounded by the credit."""
 
@@ -33,9 +37,12 @@ def read_case(folder: Path) -> run.RunSpec:
 
 def terms(spec: run.RunSpec) -> Terms:
     """What a client of this case keeps to."""
+    dt_is_chosen = spec.run.mode in ("advise", "act") and spec.limits.dt_min is not None
     return Terms(
         run=spec.run.name,
         last_step=spec.run.steps,
+        end_time=math.inf if spec.run.end_time is None else spec.run.end_time,
+        keep_every=KEEP_EVERY if dt_is_chosen else 0,
         dt=spec.limits.dt or 0.0,
         deadline_s=spec.link.deadline_s,
         max_message_bytes=spec.link.max_message_bytes,

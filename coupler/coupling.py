@@ -9,44 +9,25 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
 from coupler import soundness
 from coupler.agreement import Vote, agree, agree_decision, agree_objection, totals
 from coupler.blending import blend_in
 from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
+from coupler.errors import SimulationFailed, StepFailed
 from coupler.guard import Guard
 from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
+from coupler.retry import Retry, given_up
+from coupler.terms import Terms
 from schemas import messages
 from schemas.fields import Block, FieldSpec, Snapshot
 from schemas.messages import Action, Phase
 
 SAVED_STATES = 2
 """Saved states kept for a rewind."""
-
-
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client is told at its start and keeps to.
-
-    Attributes:
-        run: Name of the run.
-        last_step: Step at which the run ends.
-        dt: dt of direct steps until an Advice says otherwise; 0 leaves it to the simulation's own Snapshot.dt.
-        deadline_s: Longest wait for the answer to a LEARNED Ask, seconds.
-        max_message_bytes: Largest message accepted.
-        digest: Whether arrays carry a digest.
-    """
-
-    run: str
-    last_step: int
-    dt: float = 0.0
-    deadline_s: float = 2.0
-    max_message_bytes: int = 1 << 30
-    digest: bool = True
 
 
 class Coupling:
@@ -105,6 +86,8 @@ class Coupling:
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
         self._adopted = 0  # decision of the last learned state taken and not undone
+        self._all_direct = True  # whether no learned state was ever adopted
+        self._retry = Retry(terms.keep_every)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
         self._may_keep = True  # whether the present state may be kept for a rewind
@@ -166,7 +149,7 @@ class Coupling:
         if self._channel is None:
             self.advice = self._direct("coupling is off", snapshot)
         else:
-            last = self.terms.last_step if until is None else until
+            last = self.terms.room(snapshot, self.terms.last_step if until is None else until)
             self.advice = self._ask(self._channel, snapshot, last, invariants or {})
         learned = self.advice.snapshot
         stall = self.ledger.leave(learned.step - snapshot.step if learned and self.advice.weight >= 1.0 else 0)
@@ -190,19 +173,26 @@ class Coupling:
         else:
             self._protocol.dropped(self._channel.why_closed())
 
-    def apply(self, simulation: Simulation, advice: Advice) -> None:
+    def apply(self, simulation: Simulation, advice: Advice) -> Advice:
         """Carries an Advice out on a Simulation: integrate, adopt (saving first), blend or restore.
 
         Args:
             simulation: The simulation whose snapshot was exchanged.
             advice: What `exchange` returned.
+
+        Returns:
+            What was done: the Advice, or a REWIND to a saved state where it could not be carried out.
+
+        Raises:
+            SimulationFailed: A direct step failed, also with a smaller dt where dt is chosen.
         """
         if advice.action is Action.REWIND:
             simulation.restore(self.saved[advice.rewind_to])
         elif advice.action is Action.DIRECT:
-            simulation.integrate(advice.dt, 1)
+            return self._integrate(simulation, advice)
         elif advice.action is Action.LEARNED and advice.snapshot is not None:
-            self._adopt(simulation, advice, advice.snapshot)
+            return self._adopt(simulation, advice, advice.snapshot)
+        return advice
 
     def finish(self, snapshot: Snapshot) -> None:
         """Notes the last state of the run, which is not asked about. Collective.
@@ -313,7 +303,7 @@ class Coupling:
             # An answer about a direct state says that the way to here was direct and verified.
             self._may_keep = self._state_is_direct and told.answers > self._jumped_to
             self._jump(told.step, told.step)
-            self._adopted = decision
+            self._adopted, self._all_direct = decision, False
         elif told.action is Action.REWIND:
             self.saved = {step: token for step, token in self.saved.items() if step <= told.rewind_to}
             self._jump(told.rewind_to - 1, told.rewind_to)
@@ -344,9 +334,8 @@ class Coupling:
         return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)
 
     def _dt(self, suggested: float, snapshot: Snapshot) -> float:
-        return self.guard.dt(suggested, self.terms.dt or snapshot.dt)
-
-    # ------------------------------------------------------------------------------------------------- the link
+        dt = min(self.guard.dt(suggested, self.terms.dt or snapshot.dt), self._retry.limit(snapshot.step))
+        return self.terms.cut(dt, snapshot.time)
 
     def _send_ask(
         self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int
@@ -365,9 +354,23 @@ class Coupling:
             self._stall_s, self._refused = 0.0, ""
         return sent
 
-    # -------------------------------------------------------------------------------------------- the host's state
+    def _integrate(self, simulation: Simulation, advice: Advice) -> Advice:
+        if not self.terms.keep_every:
+            simulation.integrate(advice.dt, 1)
+            return advice
+        here = simulation.snapshot()
+        if self._all_direct and here.step - max(self.saved, default=-math.inf) >= self.terms.keep_every:
+            self.keep(here.step, simulation.save())
+        try:
+            simulation.integrate(advice.dt, 1)
+        except StepFailed as failed:
+            smaller = self._retry.failed(here.step, advice.dt)
+            if not self.saved or not smaller or smaller < self.guard.dt_min:
+                raise SimulationFailed(given_up(failed)) from failed
+            return self._undo(simulation, here, advice, str(failed))
+        return advice
 
-    def _adopt(self, simulation: Simulation, advice: Advice, learned: Snapshot) -> None:
+    def _adopt(self, simulation: Simulation, advice: Advice, learned: Snapshot) -> Advice:
         before = simulation.snapshot().step
         if self._may_keep:
             self.keep(before, simulation.save())
@@ -375,18 +378,22 @@ class Coupling:
             fields = tuple(self.fields.values())
             if reason := blend_in(simulation, self.ranks, fields, learned, advice.dt, advice.weight):
                 self._refused, self._mixed, self._adopted = reason, 0, 0
-            return
+            return advice
         totals_before = self._totals(simulation)
         simulation.adopt(learned)
         reason = self.guard.broken(totals_before, self._totals(simulation))
-        if reason:
-            back = max(self.saved)
-            simulation.restore(self.saved[back])
-            self._refused, self._standing = reason, 0
-            self._jump(back - 1, back)
-            self._may_keep, self._adopted = True, 0
-            undone = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
-            self._record.decided(learned, self.fields, undone, 0.0, self._clock())
+        return self._undo(simulation, learned, advice, reason) if reason else advice
+
+    def _undo(self, simulation: Simulation, left: Snapshot, advice: Advice, reason: str) -> Advice:
+        """Goes back to the newest saved state from `left`, where an Advice led to."""
+        back = max(self.saved)
+        simulation.restore(self.saved[back])
+        self._refused, self._standing = reason, 0
+        self._jump(back - 1, back)
+        self._may_keep, self._adopted = True, 0
+        undone = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
+        self._record.decided(left, self.fields, undone, 0.0, self._clock())
+        return undone
 
     def _totals(self, simulation: Simulation) -> dict[str, float]:
         """Global values of the guarded invariants."""

@@ -14,29 +14,28 @@ OnStep = Callable[[Simulation, Advice], None]
 def drive(
     simulation: Simulation,
     coupling: Coupling,
-    last_step: int,
     *,
     every: int | None = None,
     on_step: OnStep = lambda _simulation, _advice: None,
 ) -> None:
-    """Advances a simulation to its last step, as the Advice says. Collective.
+    """Advances a simulation to the end that the coupling's terms name, as the Advice says. Collective.
 
     Args:
         simulation: The simulation, at any step.
         coupling: Its open Coupling.
-        last_step: Coupling step to end at.
         every: Steps between states that must be hit (output); no learned phase passes one.
-        on_step: Called after each carried-out Advice.
+        on_step: Called after each step with what was done.
 
     Raises:
         SchemaMismatch: The simulation changed a declared field.
-        SimulationFailed: Its state is not finite.
+        SimulationFailed: It failed, or its state is not finite.
     """
-    while (snapshot := simulation.snapshot()).step < last_step:
-        until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
+    terms = coupling.terms
+    while not terms.over(snapshot := simulation.snapshot()):
+        last = terms.last_step
+        until = last if every is None else min(last, (snapshot.step // every + 1) * every)
         advice = coupling.exchange(snapshot, until, simulation.invariants())
         if advice.action is Action.STOP:
             return
-        coupling.apply(simulation, advice)
-        on_step(simulation, advice)
+        on_step(simulation, coupling.apply(simulation, advice))
     coupling.finish(snapshot)

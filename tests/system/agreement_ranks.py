@@ -17,10 +17,11 @@ import numpy as np
 from mpi4py import MPI
 from scripted import DT, FIELDS, ScriptedLink, Spinner, frames_of, turned
 
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.errors import CouplerError
 from coupler.guard import Guard
 from coupler.ranks import MpiRanks, Ranks
+from coupler.terms import Terms
 from schemas import messages
 from schemas.fields import Block
 from schemas.messages import Ack, Action, Ask, Hello, Message, Refusal, Welcome

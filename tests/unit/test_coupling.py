@@ -27,11 +27,12 @@ from scripted import (
 )
 
 from coupler.contracts import Advice
-from coupler.coupling import Coupling, Terms
+from coupler.coupling import Coupling
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.guard import Guard
 from coupler.links.memory import MemoryHub
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from coupler.testing.flaky import FlakyLink
 from ml_servers.core import Send, ServerCore
 from schemas import messages, wire
