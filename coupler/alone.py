@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from coupler.contracts import Advice
 from coupler.ledger import Ledger
 from coupler.recording import RunRecorder
+from coupler.terms import Terms
 from schemas.fields import FieldSpec, Snapshot
 
 OFF = "coupling is off"
@@ -22,16 +23,17 @@ class Alone:
     two times and the observables. Once a second they are booked and recorded, all those steps as one decision.
     """
 
-    def __init__(self, ledger: Ledger, recorder: RunRecorder, fields: Mapping[str, FieldSpec], dt: float) -> None:
-        """Args: ledger, recorder: Where to write. fields: Declared fields. dt: dt of direct steps; 0: the host's."""
-        self._ledger, self._recorder, self._clock, self._dt = ledger, recorder, ledger.clock, dt
+    def __init__(self, ledger: Ledger, recorder: RunRecorder, fields: Mapping[str, FieldSpec], terms: Terms) -> None:
+        """Args: ledger, recorder: Where to write. fields: Declared fields. terms: Terms of the run."""
+        self._ledger, self._recorder, self._clock, self._terms = ledger, recorder, ledger.clock, terms
+        self._dt = terms.dt
         self._fields = fields
         shown = tuple(name for name, spec in fields.items() if spec.role == "observable")
         self._shown = shown if recorder.folder is not None else ()
         self._times: list[float] = []  # of entering and leaving, in turn
         self._rows: list[tuple[int, float, dict[str, float]]] = []
         self._due = self._until = -math.inf
-        self._advice = Advice.direct(OFF, dt)
+        self._advice = Advice.direct(OFF, terms.dt)
         self._step = -1
 
     def exchange(self, snapshot: Snapshot) -> Advice:
@@ -59,10 +61,12 @@ class Alone:
 
     def _turn(self, snapshot: Snapshot, now: float) -> None:
         """Begins another stretch of steps."""
-        dt = self._dt or snapshot.dt
+        whole = self._dt or snapshot.dt
+        dt = self._terms.cut(whole, snapshot.time)
         if dt != self._advice.dt:
             self._advice = Advice.direct(OFF, dt)
-        self._due, self._until = now + NOTE_S, snapshot.controls_until
+        # From the last but one step on, each is looked at: the last is cut to the end of the run.
+        self._due, self._until = now + NOTE_S, min(snapshot.controls_until, self._terms.end_time - 2.0 * whole)
         self._recorder.begin_stretch(snapshot, self._fields, self._advice, now)
         self._write()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CASE = "case.toml"
 KEYS = "keys.json"
 SOCKET = "link/s"
+KEEP_EVERY = 16
+"""Direct steps between states kept where dt is chosen: so many are made again at most when one fails."""
 MOST_PEERS = 64
 """Peers whose control messages the server's queues have room for; states are bounded by the credit."""
 
@@ -37,9 +40,12 @@ def read_case(folder: Path) -> run.RunSpec:
 
 def terms(spec: run.RunSpec) -> Terms:
     """What a client of this case keeps to."""
+    dt_is_chosen = spec.run.mode in ("advise", "act") and spec.limits.dt_min is not None
     return Terms(
         run=spec.run.name,
         last_step=spec.run.steps,
+        end_time=math.inf if spec.run.end_time is None else spec.run.end_time,
+        keep_every=KEEP_EVERY if dt_is_chosen else 0,
         dt=spec.limits.dt or 0.0,
         deadline_s=spec.link.deadline_s,
         max_message_bytes=spec.link.max_message_bytes,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from coupler import soundness
-from coupler.agreement import Vote, agree, agree_decision, agree_objection, totals
+from coupler import applying, soundness
+from coupler.agreement import Vote, agree, agree_decision, agree_objection
 from coupler.alone import Alone
-from coupler.blending import blend_in
 from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
 from coupler.decisions import as_advice, objection_to
@@ -20,6 +20,7 @@ from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
+from coupler.retry import Retry
 from coupler.terms import Terms
 from schemas import messages
 from schemas.fields import FieldSpec, Snapshot
@@ -75,7 +76,7 @@ class Coupling:
         self.advice = self._newest = Advice.direct("not asked yet", terms.dt)
         self._clock = clock
         self._record = recorder or RunRecorder(None)
-        self._alone = Alone(self.ledger, self._record, self.fields, terms.dt)
+        self._alone = Alone(self.ledger, self._record, self.fields, terms)
         place = (self.ranks.rank, self.ranks.size)
         reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
         span = (start_step, terms.last_step)
@@ -88,9 +89,11 @@ class Coupling:
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
         self._adopted = 0  # decision of the last learned state taken and not undone
+        self._all_direct = True  # whether no learned state was ever adopted
+        self._retry = Retry(terms.keep_every)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
-        self._may_keep = True  # whether the present state may be kept for a rewind
+        self.may_keep = True  # whether the present state may be kept for a rewind
         self._refused = ""
         self._next_ask = start_step
         self._stall_s = 0.0
@@ -137,14 +140,14 @@ class Coupling:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite.
         """
-        if snapshot.step >= self.terms.last_step:
+        if self.terms.over(snapshot):
             return self.finish(snapshot, invariants)
         if self._channel is None:
             self._step, self.advice = snapshot.step, self._alone.exchange(snapshot)
             return self.advice
         self.ledger.enter()
         self._arrive(snapshot)
-        last = self.terms.last_step if until is None else until
+        last = self.terms.room(snapshot, self.terms.last_step if until is None else until)
         self.advice = self._ask(self._channel, snapshot, last, invariants or {})
         learned, now = self.advice.snapshot, self._clock()
         self._record.decided(snapshot, self.fields, self.advice, self.ledger.inside(now), now)
@@ -167,19 +170,20 @@ class Coupling:
         else:
             self._protocol.dropped(self._channel.why_closed())
 
-    def apply(self, simulation: Simulation, advice: Advice) -> None:
+    def apply(self, simulation: Simulation, advice: Advice) -> Advice:
         """Carries an Advice out on a Simulation: integrate, adopt (saving first), blend or restore.
 
         Args:
             simulation: The simulation whose snapshot was exchanged.
             advice: What `exchange` returned.
+
+        Returns:
+            What was done: the Advice, or a REWIND to a saved state where it could not be carried out.
+
+        Raises:
+            SimulationFailed: A direct step failed, also with a smaller dt where dt is chosen.
         """
-        if advice.action is Action.REWIND:
-            simulation.restore(self.saved[advice.rewind_to])
-        elif advice.action is Action.DIRECT:
-            simulation.integrate(advice.dt, 1)
-        elif advice.action is Action.LEARNED and advice.snapshot is not None:
-            self._adopt(simulation, advice, advice.snapshot)
+        return applying.apply(self, simulation, advice)
 
     def finish(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> Advice:
         """Notes the last state of a run; called by a host that ends before the last step. Collective.
@@ -208,18 +212,41 @@ class Coupling:
             self._record.decided(snapshot, self.fields, advice, self.ledger.inside(now), now)
             self.ledger.leave(0)
             return advice
-        return self._over(OVER, snapshot)
+        return Advice(Action.STOP, OVER, snapshot.dt)
 
     def keep(self, step: int, token: object) -> None:
         """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes.
 
         A state that was not directly integrated from a verified one is not kept: a rewind to it would prove nothing.
         """
-        if not self._may_keep:
+        if not self.may_keep:
             return
         self.saved[step] = token
         while len(self.saved) > SAVED_STATES:
             del self.saved[min(self.saved)]
+
+    def wants_kept(self, step: int) -> bool:
+        """Whether the state of a direct step should be kept, so that a later step that fails can be taken again."""
+        return self._all_direct and step - max(self.saved, default=-math.inf) >= self.terms.keep_every
+
+    def try_again(self, step: int, dt: float) -> bool:
+        """A step of dt failed. Whether there is a saved state to go back to, and a smaller dt to try."""
+        smaller = self._retry.failed(step, dt)
+        return bool(self.saved) and 0.0 < smaller >= self.guard.dt_min
+
+    def not_mixed(self, reason: str) -> None:
+        """The learned state of a hand-over could not be mixed in: the state is a direct one."""
+        self._refused, self._mixed, self._adopted = reason, 0, 0
+
+    def undone(self, left: Snapshot, advice: Advice, reason: str) -> Advice:
+        """An Advice that led to `left` could not be kept; the REWIND to the newest saved state in its place."""
+        back = max(self.saved)
+        self._refused, self._standing = reason, 0
+        self._jump(back - 1, back)
+        self.may_keep, self._adopted = True, 0
+        rewind = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
+        self._record.decided(left, self.fields, rewind, 0.0, self._clock())
+        return rewind
 
     def close(self, status: str = "finished", wait_s: float = 0.5) -> None:
         """Says goodbye, waits up to `wait_s` for the last acknowledgement, and frees the link. May be called twice."""
@@ -281,7 +308,7 @@ class Coupling:
         self._next_ask = snapshot.step + 1
         if decision <= self._executed:
             self._refused = "no answer within the deadline" if sent else channel.why_closed()
-            self._may_keep = False
+            self.may_keep = False
             self._newest = self._direct(self._refused, snapshot)
             return self._newest
         return self._carry_out(decision, snapshot)
@@ -298,11 +325,11 @@ class Coupling:
                 channel.drain(left)
             decision = agree_decision(self.ranks, self._protocol.newest)
             if decision <= self._executed:
-                return self._over(UNANSWERED, snapshot)
+                return Advice(Action.STOP, UNANSWERED, snapshot.dt)
             advice = self._carry_out(decision, snapshot)
             if advice.action is Action.REWIND:
                 return advice
-        return self._over(OVER, snapshot)
+        return Advice(Action.STOP, OVER, snapshot.dt)
 
     def _carry_out(self, decision: int, snapshot: Snapshot) -> Advice:
         """Turns an agreed decision into the host's Advice, guarded and voted on by all ranks."""
@@ -322,13 +349,13 @@ class Coupling:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
             # An answer about a direct state says that the way to here was direct and verified.
-            self._may_keep = self._state_is_direct and told.answers > self._jumped_to
+            self.may_keep = self._state_is_direct and told.answers > self._jumped_to
             self._jump(told.step, told.step)
-            self._adopted = decision
+            self._adopted, self._all_direct = decision, False
         elif told.action is Action.REWIND:
             self.saved = {step: token for step, token in self.saved.items() if step <= told.rewind_to}
             self._jump(told.rewind_to - 1, told.rewind_to)
-            self._may_keep, self._adopted = True, 0
+            self.may_keep, self._adopted = True, 0
         else:
             self._next_ask = max(self._next_ask, told.answers + told.lease)
         self._dt_now = told.dt
@@ -343,13 +370,9 @@ class Coupling:
     def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
         return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)
 
-    def _over(self, reason: str, snapshot: Snapshot) -> Advice:
-        return Advice(Action.STOP, reason, self._dt(self._dt_now, snapshot))
-
     def _dt(self, suggested: float, snapshot: Snapshot) -> float:
-        return self.guard.dt(suggested, self.terms.dt or snapshot.dt)
-
-    # ------------------------------------------------------------------------------------------------- the link
+        dt = min(self.guard.dt(suggested, self.terms.dt or snapshot.dt), self._retry.limit(snapshot.step))
+        return self.terms.cut(dt, snapshot.time)
 
     def _send_ask(
         self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int
@@ -367,30 +390,3 @@ class Coupling:
         if sent:
             self._stall_s, self._refused = 0.0, ""
         return sent
-
-    # -------------------------------------------------------------------------------------------- the host's state
-
-    def _adopt(self, simulation: Simulation, advice: Advice, learned: Snapshot) -> None:
-        before = simulation.snapshot().step
-        if self._may_keep:
-            self.keep(before, simulation.save())
-        if advice.weight < 1.0:
-            fields = tuple(self.fields.values())
-            if reason := blend_in(simulation, self.ranks, fields, learned, advice.dt, advice.weight):
-                self._refused, self._mixed, self._adopted = reason, 0, 0
-            return
-        totals_before = self._totals(simulation)
-        simulation.adopt(learned)
-        reason = self.guard.broken(totals_before, self._totals(simulation))
-        if reason:
-            back = max(self.saved)
-            simulation.restore(self.saved[back])
-            self._refused, self._standing = reason, 0
-            self._jump(back - 1, back)
-            self._may_keep, self._adopted = True, 0
-            undone = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
-            self._record.decided(learned, self.fields, undone, 0.0, self._clock())
-
-    def _totals(self, simulation: Simulation) -> dict[str, float]:
-        """Global values of the guarded invariants."""
-        return totals(self.ranks, self.guard.drift, simulation.invariants()) if self.guard.drift else {}

@@ -1,8 +1,15 @@
-"""The terms of a run, as its client is told them."""
+"""What a client is told at its start: the run's name, its limits, and where it ends. Pure."""
 
 from __future__ import annotations
 
+import math
+
 import msgspec
+
+from schemas.fields import Snapshot
+
+ROUNDING = 1e-9
+"""Share of a step that counts as none: what is left before the end of a run, or beyond it."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -10,8 +17,11 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: Name of the run.
-        last_step: Step at which the run ends.
+        last_step: Step at which the run ends at the latest.
+        end_time: Simulated time at which it ends; the last step is cut to hit it.
         dt: dt of direct steps until an Advice says otherwise; 0 leaves it to the simulation's own Snapshot.dt.
+        keep_every: Direct steps between states kept, so that a step that fails can be taken again with a smaller dt;
+            0 where dt is not chosen: then a step that fails ends the run.
         deadline_s: Longest wait for the answer to a LEARNED Ask, seconds.
         max_message_bytes: Largest message accepted.
         digest: Whether arrays carry a digest.
@@ -19,7 +29,25 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     last_step: int
+    end_time: float = math.inf
     dt: float = 0.0
+    keep_every: int = 0
     deadline_s: float = 2.0
     max_message_bytes: int = 1 << 30
     digest: bool = True
+
+    def over(self, snapshot: Snapshot) -> bool:
+        """Whether the run ends at this state."""
+        return snapshot.step >= self.last_step or self.end_time - snapshot.time <= ROUNDING * snapshot.dt
+
+    def cut(self, dt: float, time: float) -> float:
+        """The dt of a step from `time`: shorter where it would pass the end, a hair longer where that hits it."""
+        left = self.end_time - time
+        return left if left <= dt * (1.0 + ROUNDING) else dt
+
+    def room(self, snapshot: Snapshot, until: int) -> int:
+        """The step up to which whole steps of the present dt reach, at most `until`: learned steps are whole."""
+        if math.isinf(self.end_time):
+            return until
+        whole = math.floor((self.end_time - snapshot.time) / snapshot.dt * (1.0 + ROUNDING))
+        return min(until, snapshot.step + whole)

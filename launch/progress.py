@@ -20,9 +20,9 @@ STYLES = {"direct": "cyan", "trial": "yellow", "audit": "yellow", "learned": "gr
 class Standing:
     """What the trace says so far. Fed with records in order; pure."""
 
-    def __init__(self, steps: int) -> None:
-        """Args: steps: Steps of the whole run."""
-        self.steps = steps
+    def __init__(self, steps: int, end_time: float | None = None) -> None:
+        """Args: steps: Steps of the whole run. end_time: Simulated time at which it ends, if it ends at one."""
+        self.steps, self.end_time = steps, end_time
         self.step = 0
         self.last: dict[str, Any] = {}
         self.learned = 0
@@ -55,8 +55,9 @@ class Standing:
         last, fraction = self.last, self.learned / max(self.step, 1)
         error = f"{last['bound']:.2e}" if last["bound"] < 1e9 else "-"
         gain = f"{self.net_speedup:.2f}x" if self.net_speedup else "-"
+        where = f"/{self.steps}" if self.end_time is None else f"  time {last['time']:.4g}/{self.end_time:.4g}"
         return (
-            f"step {self.step:>7}/{self.steps}  {last['phase']:<7} {last['action']:<7} dt {last['dt']:<9.4g} "
+            f"step {self.step:>7}{where}  {last['phase']:<7} {last['action']:<7} dt {last['dt']:<9.4g} "
             f"error {error} of {last['tolerance']:.2g}  learned {100 * fraction:5.1f} %  net speedup {gain}  "
             f"{last['reason']}"
         )
@@ -65,9 +66,9 @@ class Standing:
 class Progress:
     """Shows a Standing while a run goes on. A context manager."""
 
-    def __init__(self, folder: Path, steps: int, console: Console) -> None:
-        """Args: folder: Run folder. steps: Steps of the run. console: Where to show."""
-        self.standing = Standing(steps)
+    def __init__(self, folder: Path, steps: int, console: Console, end_time: float | None = None) -> None:
+        """Args: folder: Run folder. steps: Steps of the run. console: Where to show. end_time: See `Standing`."""
+        self.standing = Standing(steps, end_time)
         self._path, self._console = folder / TRACE, console
         self._unpacker = msgpack.Unpacker(raw=False)
         self._position = 0

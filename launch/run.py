@@ -58,7 +58,7 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
 
 def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals: Signals) -> int:
     began = time.perf_counter()
-    console.print(f"[bold]{spec.run.name}[/]: {spec.run.steps} steps, mode {spec.run.mode}, rung {spec.run.rung}")
+    console.print(f"[bold]{spec.run.name}[/]: {length(spec)}, mode {spec.run.mode}, rung {spec.run.rung}")
     outcome = _coupled(spec, folder, console, signals)
     wall_s = time.perf_counter() - began
     reference_wall_s, problem = None, ""
@@ -93,7 +93,7 @@ def prepare(spec: RunSpec, folder: Path) -> None:
 
 
 def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:
-    progress = Progress(folder, spec.run.steps, console)
+    progress = Progress(folder, spec.run.steps, console, spec.run.end_time)
     try:
         if spec.run.rung in ("inline", "threads"):
             with progress:
@@ -185,6 +185,7 @@ def _facts(
         "case": spec.run.name,
         "seed": spec.run.seed,
         "mode": spec.run.mode,
+        "simulated_time": simulation.get("time"),
         "tolerance": spec.switch.tolerance,
         "time": {
             **{key: ledger.get(key) for key in ("direct_step_s", "learned_step_s", "stall_p50_s", "stall_p99_s")},
@@ -248,6 +249,13 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
 
 def _planned(spec: RunSpec, folder: Path) -> tuple[Process, ...]:
     return plan(spec, folder, sys.executable, find_mpiexec() or "mpiexec")
+
+
+def length(spec: RunSpec) -> str:
+    """How long the run is, in words."""
+    if spec.run.end_time is None:
+        return f"{spec.run.steps} steps"
+    return f"to time {spec.run.end_time:g} in at most {spec.run.steps} steps"
 
 
 def with_rung(spec: RunSpec, rung: run_file.Rung) -> RunSpec:

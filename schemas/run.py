@@ -30,7 +30,8 @@ class RunSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         name: Names the run folder and the report.
-        steps: Coupling steps to simulate.
+        steps: Coupling steps to simulate; with `end_time` the most that may be needed.
+        end_time: Simulated time to end at, in the simulation's unit; the last step is cut to hit it.
         mode: `off` runs the simulation alone; `shadow` streams, trains and scores but never acts; `advise` lets the
             model choose dt only; `act` also lets it take over steps.
         rung: `inline` one thread; `threads` one process; `local` one process each; `mpi` ranks under mpiexec.
@@ -42,6 +43,7 @@ class RunSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     steps: Count
     mode: Mode
     rung: Rung
+    end_time: Positive | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
     path: tuple[str, ...] = ()
 

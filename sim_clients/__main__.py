@@ -17,9 +17,11 @@ import numpy as np
 
 from coupler import connect, registry
 from coupler.contracts import Advice, Scheduled, Simulation
+from coupler.coupling import Coupling
 from coupler.errors import CouplerError
 from coupler.files import write_whole
 from coupler.ranks import MpiRanks, Ranks
+from schemas.fields import Snapshot
 from schemas.messages import Action
 from schemas.run import RunSpec
 from sim_clients.driver import drive
@@ -63,21 +65,21 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
     ready = time.perf_counter()
     store = ViewStore(folder, ranks.rank)
     describe(simulation, folder, ranks)
-    spacing = max(1, spec.run.steps // max(spec.output.views, 1))
-    next_view, on_trial = spacing, False
+    seen, on_trial = 0, False  # views that were due so far
 
     def on_step(simulation: Simulation, advice: Advice) -> None:
-        nonlocal next_view, on_trial
+        nonlocal seen, on_trial
+        due = int(spec.output.views * progress(spec, simulation.snapshot()))
         if advice.action is Action.LEARNED:
             store.write(simulation, advice.version)
         elif advice.action is Action.REWIND:
             store.rewound(advice.rewind_to)
-            next_view = (advice.rewind_to // spacing + 1) * spacing
+            seen = due
         elif advice.phase == "trial" and not on_trial:
             store.write(simulation, 0)
-        elif spec.output.views and (step := simulation.snapshot().step) >= next_view:
-            next_view = (step // spacing + 1) * spacing
+        elif due > seen:
             store.write(simulation, 0)
+            seen = due
         on_trial = advice.phase == "trial"
 
     fields, invariants = tuple(simulation.fields()), simulation.invariants()
@@ -85,18 +87,35 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
         drive(simulation, coupling, every=spec.output.every, on_step=on_step)
     done = time.perf_counter()
     torch_loaded = "torch" in sys.modules
-    step = simulation.snapshot().step
+    last = simulation.snapshot()
     return {
         "status": "finished",
-        "step": step,
-        "stopped": f"The server ended the run at step {step}: {coupling.advice.reason}"
-        if step < spec.run.steps
-        else "",
+        "step": last.step,
+        "time": last.time,
+        "stopped": unfinished(spec, coupling, last),
         "startup_s": ready - began,
         "loop_s": done - ready,
         "torch_loaded": torch_loaded,
         "changes": changes(simulation),
     }
+
+
+def progress(spec: RunSpec, snapshot: Snapshot) -> float:
+    """Share of the run that lies behind a state: of its time where it ends at one, else of its steps."""
+    end = spec.run.end_time
+    return snapshot.step / spec.run.steps if end is None else snapshot.time / end
+
+
+def unfinished(spec: RunSpec, coupling: Coupling, last: Snapshot) -> str:
+    """Why a run did not come to its end, as a sentence; empty when it did."""
+    if coupling.advice.action is Action.STOP:
+        return f"The server ended the run at step {last.step}: {coupling.advice.reason}"
+    if spec.run.end_time is not None and last.time < spec.run.end_time:
+        return (
+            f"All run.steps = {spec.run.steps} were made, and time is {last.time:g} of run.end_time = "
+            f"{spec.run.end_time:g}; allow more steps."
+        )
+    return ""
 
 
 def describe(simulation: Simulation, folder: Path, ranks: Ranks) -> None:

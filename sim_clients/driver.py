@@ -17,24 +17,23 @@ def drive(
     every: int | None = None,
     on_step: OnStep = lambda _simulation, _advice: None,
 ) -> None:
-    """Advances a simulation to the last step of its coupling's terms, as the Advice says. Collective.
+    """Advances a simulation to the end that the coupling's terms name, as the Advice says. Collective.
 
     Args:
         simulation: The simulation, at any step.
         coupling: Its open Coupling.
         every: Steps between states that must be hit (output); no learned phase passes one.
-        on_step: Called after each carried-out Advice.
+        on_step: Called after each step with what was done.
 
     Raises:
         SchemaMismatch: The simulation changed a declared field.
-        SimulationFailed: Its state is not finite.
+        SimulationFailed: It failed, or its state is not finite.
     """
-    last_step = coupling.terms.last_step
+    last = coupling.terms.last_step
     while True:
         snapshot = simulation.snapshot()
-        until = last_step if every is None else min(last_step, (snapshot.step // every + 1) * every)
+        until = last if every is None else min(last, (snapshot.step // every + 1) * every)
         advice = coupling.exchange(snapshot, until, simulation.invariants())
         if advice.stop:
             return
-        coupling.apply(simulation, advice)
-        on_step(simulation, advice)
+        on_step(simulation, coupling.apply(simulation, advice))

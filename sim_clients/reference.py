@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from coupler import connect
 from coupler.contracts import SelfJudged, Simulation
 from coupler.ranks import Ranks
 from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read, trajectory
@@ -78,9 +79,10 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
         return {"status": "finished", "judgement": plain, "compared_s": None}
     comparison = Comparison(spec, folder, ranks)
     compared_s = 0.0
+    terms = connect.terms(spec)
     dt = spec.limits.dt or simulation.snapshot().dt
-    for _ in range(spec.run.steps):
-        simulation.integrate(dt, 1)
+    while not terms.over(now := simulation.snapshot()):
+        simulation.integrate(terms.cut(dt, now.time), 1)
         paused = time.perf_counter()
         comparison.after_step(simulation)
         compared_s += time.perf_counter() - paused

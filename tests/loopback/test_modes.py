@@ -233,3 +233,63 @@ def test_propagator_end_to_end(tmp_path: Path) -> None:
     assert result.summary["learned_fraction"] > 0.2
     energies = [record["values"]["energy"] for record in result.observables]
     assert all(math.isclose(energy, energies[0], rel_tol=0.02) for energy in energies)
+
+
+def dts(result: Ran) -> list[float]:
+    return [record["dt"] for record in result.trace]
+
+
+def test_a_run_ends_at_its_time_whatever_its_dt(tmp_path: Path) -> None:
+    limits = {"dt_min": 0.01, "dt_max": 0.2}
+    result = ran(tmp_path / "run", mode="advise", tasks=halved(), limits=limits, run={"end_time": 3.02})
+    assert result.code == 0
+    assert result.summary["simulated_time"] == 3.02 and result.summary["steps"] < 100
+    assert dts(result)[-2:] == [0.05, pytest.approx(0.02)]
+    assert "time 3/3.02" in result.said and "to time 3.02 in at most 200 steps" in result.said
+
+
+def test_learned_steps_do_not_pass_the_end_time(tmp_path: Path) -> None:
+    result = ran(tmp_path / "run", steps=1000, run={"end_time": 29.95})
+    assert result.code == 0 and result.summary["simulated_time"] == 29.95 and result.summary["learned_fraction"] > 0.3
+
+
+def test_too_few_steps_for_the_time_are_said(tmp_path: Path) -> None:
+    result = ran(tmp_path / "run", steps=20, mode="off", run={"end_time": 3.0})
+    assert result.summary["status"] == "stopped"
+    assert "All run.steps = 20 were made, and time is 2 of run.end_time = 3" in result.summary["cause"]
+
+
+def brittle(folder: Path, mode: str = "advise", **limits: float) -> Ran:
+    """Rotors that break with any dt above 0.06 between time 4 and 6, under a task that advises 0.1."""
+    tasks = [{"use": "linear:Halved", "factor": 1.0}]
+    simulation = {"breaks_above": 0.06, "breaks_at": (4.0, 6.0)}
+    bounds = {"dt_min": 0.01, "dt_max": 0.2} | limits
+    return ran(folder, mode=mode, tasks=tasks, limits=bounds, simulation=simulation, run={"end_time": 9.0})
+
+
+def test_a_failed_step_is_taken_again_from_a_saved_state_with_a_smaller_dt(tmp_path: Path) -> None:
+    result = brittle(tmp_path / "run")
+    assert result.code == 0 and result.summary["status"] == "finished"
+    assert result.summary["simulated_time"] == pytest.approx(9.0)
+    trace = result.trace
+    back = [record for record in trace if record["action"] == "rewind"]
+    assert back and back[0]["reason"] == "the rotor broke at time 4"
+    assert 0 < back[0]["step"] - back[0]["to_step"] <= 16 and back[0]["dt"] == 0.1
+    after = trace[trace.index(back[0]) + 1]
+    assert after["step"] == back[0]["to_step"] and after["dt"] == 0.05
+    assert dts(result)[-3] == 0.1  # well past the place the advised dt is used again
+    energy = result.observables[0]["values"]["energy"]
+    assert all(math.isclose(record["values"]["energy"], energy, rel_tol=1e-9) for record in result.observables)
+
+
+def test_a_step_that_fails_with_any_dt_ends_the_run(tmp_path: Path) -> None:
+    result = brittle(tmp_path / "run", dt_min=0.07)
+    assert result.summary["status"] == "failed"
+    assert "the rotor broke at time 4. Going back and trying smaller dt did not help" in result.summary["cause"]
+
+
+@pytest.mark.parametrize("mode", ["off", "shadow"])
+def test_where_dt_is_not_chosen_a_failed_step_ends_the_run(tmp_path: Path, mode: str) -> None:
+    result = brittle(tmp_path / "run", mode=mode)
+    assert result.summary["status"] == "failed" and "StepFailed: the rotor broke at time 4" in result.summary["cause"]
+    assert result.steps_of("rewind") == []

@@ -106,7 +106,7 @@ BROKEN = [
         "stepz = 100",
         [
             '1: [run] lacks "steps", an integer greater than 0',
-            '3: [run] has no key "stepz"; it has name, steps, mode, rung, seed, path; did you mean "steps"?',
+            '3: [run] has no key "stepz"; it has name, steps, mode, rung, end_time, seed, path; did you mean "steps"?',
         ],
     ),
     ('name = "case"', 'name = "a/b"', [f'2: run.name is "a/b"; {NAME}']),
@@ -172,7 +172,8 @@ BROKEN = [
         'use = "check_plugins:Sim"',
         'use = "vortex_stret"',
         [
-            '7: no simulation is called "vortex_stret"; known are double_well, oscillator, relaxation, vortex_street; '
+            '7: no simulation is called "vortex_stret"; known are double_well, lammps, oscillator, relaxation, '
+            "vortex_street; "
             'did you mean "vortex_street"?; a class of your own is named as "my.module:Thing"'
         ],
     ),
@@ -477,7 +478,10 @@ def test_overrides_change_one_key(assignment: str, part: str, value: object) -> 
         ("run.steps.more=3", "run.steps is 100, and has no keys"),
         ("task.arays.rank=3", 'no task is named "arays"; the case has Arrays, dt; did you mean "Arrays"?'),
         ("task.dt=3", "name a key of the task, as in task.NAME.key=value"),
-        ("run.stepz=3", '[run] has no key "stepz"; it has name, steps, mode, rung, seed, path; did you mean "steps"?'),
+        (
+            "run.stepz=3",
+            '[run] has no key "stepz"; it has name, steps, mode, rung, end_time, seed, path; did you mean "steps"?',
+        ),
         ("steps=3", 'there is no section [steps]; did you mean "run.steps"?'),
         ("run.name=x\ny=2", f'run.name is "x\\ny=2"; {NAME}'),
     ],

@@ -94,8 +94,8 @@ def test_entry_points_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "simulations",
             "oscilator",
-            'no simulation is called "oscilator"; known are double_well, oscillator, relaxation, vortex_street; '
-            'did you mean "oscillator"?; a class of your own is named as "my.module:Thing"',
+            'no simulation is called "oscilator"; known are double_well, lammps, oscillator, relaxation, '
+            'vortex_street; did you mean "oscillator"?; a class of your own is named as "my.module:Thing"',
         ),
         (
             "tasks",
