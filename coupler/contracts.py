@@ -242,7 +242,11 @@ class Task(Protocol):
 
 
 class Link(Protocol):
-    """Two-way, message-framed, small messages. Owned by one thread. `coupler.testing.check_link` tests one."""
+    """Two-way, message-framed, small messages. Owned by one thread. `coupler.testing.check_link` tests one.
+
+    A link whose other side works in the same thread, so that the answer to a message may be there as soon as it was
+    sent, says so by an attribute `at_once = True`.
+    """
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:
         """Sends without waiting. False when the queue is full or the peer is gone: the message was not taken.

@@ -82,6 +82,8 @@ class Coupling:
         span = (start_step, terms.last_step)
         hello = messages.Hello(messages.VERSION, terms.run, *place, tuple(fields), reductions, *span, can_rewind)
         self._protocol = ClientProtocol(hello)
+        # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
+        self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
         self._channel: Channel | None = None
         if link is not None:
             self._channel = Channel(link, self._protocol, clock, terms.max_message_bytes, digest=terms.digest)
@@ -288,7 +290,7 @@ class Coupling:
         sent = due and vote.may_send and self._send_ask(channel, snapshot, until, invariants, known=0)
         if due and not vote.may_send:
             self._protocol.dropped(channel.why_closed())
-        if sent and self.ranks.size == 1:  # alone, an answer that is already here needs no vote
+        if sent and self._at_once:
             channel.drain(0.0)
             if self._protocol.newest > self._executed:
                 return self._carry_out(self._protocol.newest, snapshot)

@@ -29,6 +29,8 @@ class PumpedLink:
     When the other side raises, it is over: from then on nothing is taken and nothing comes, as after a crash.
     """
 
+    at_once = True
+
     def __init__(self, link: Link, pump: Callable[[], None], lost: Callable[[BaseException], None]) -> None:
         """Makes the link.
 

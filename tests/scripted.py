@@ -283,6 +283,8 @@ class ScriptedLink:
     `answer` may be changed at any time. A `receive` that finds nothing lets the clock pass its time-out.
     """
 
+    at_once = True
+
     def __init__(self, answer: Callable[[Message, Mapping[str, Block]], Sequence[tuple[Message, Mapping[str, Block]]]]):
         self.answer = answer
         self.sent: list[Message] = []

@@ -56,6 +56,7 @@ class FlakyLink:
             delay_calls: Calls of receive for which a delayed message is kept back.
             clock: Seconds, for the time-out of receive only. Never read when the time-out is 0.
         """
+        self.at_once = getattr(link, "at_once", False)
         seed = script if isinstance(script, int) else 0
         self.counts: Counter[Fault] = Counter()
         self._link = link

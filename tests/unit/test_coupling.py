@@ -507,6 +507,8 @@ class Behind:
 class Pumped:
     """A Link whose server works when it is waited for, or when a message is due."""
 
+    at_once = True
+
     def __init__(self, behind: Behind, link: Any, every: int = 1) -> None:
         self.behind, self.link, self.every, self.calls, self.now = behind, link, every, 0, 0.0
 
