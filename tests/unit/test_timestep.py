@@ -116,6 +116,7 @@ def test_keeps_the_contract_on_the_simulation_it_is_made_for():
         ({"error_field": "invariant:mass"}, "'invariant.mass'"),
         ({"error_field": "rate:energy"}, "drift:NAME"),
         ({"features": ("temprature",)}, "did you mean 'temperature'"),
+        ({"features": ("temperature",), "powers": ("energy",)}, "powers names 'energy'"),
     ],
 )
 def test_wrong_settings_are_named(changes, text):
@@ -131,6 +132,33 @@ def test_finds_the_dt_that_keeps_a_noisy_error_within_its_tolerance(error_field)
     ratios, missed = follow(make(error_field=error_field), Drifting(noise=True), 2500)
     assert np.exp(np.log(ratios[500:]).mean()) == pytest.approx(0.87, abs=0.1)
     assert missed[500:].mean() == pytest.approx(0.02, abs=0.015)
+
+
+class Heating(Drifting):
+    """Heats from 1 to 20 and on, with an error of temperature^2 dt^3."""
+
+    @property
+    def phase(self):
+        return math.log(self.temperature**2)
+
+    @property
+    def temperature(self):
+        return math.exp(3.0 * self.step / 500)
+
+    def snapshot(self):
+        snapshot = super().snapshot()
+        blocks = {**snapshot.blocks, "temperature": Block(np.array(self.temperature))}
+        return replace(snapshot, blocks=blocks)
+
+
+def test_where_the_error_follows_a_power_its_logarithm_foretells_it():
+    found = {}
+    for powers in ((), ("temperature",)):
+        task = make(features=("temperature",), powers=powers, dt_min=1e-6)
+        ratios, missed = follow(task, Heating(noise=True), 500)
+        found[powers] = (np.abs(np.log(ratios[200:] / ratios[200:].mean())).mean(), missed[200:].mean())
+    assert found["temperature",][0] < 0.15 < found[()][0]
+    assert found["temperature",][1] < 0.04
 
 
 def test_the_confidence_is_the_share_of_steps_that_keep_the_tolerance():
