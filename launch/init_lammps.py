@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from coupler.errors import CouplerError
+from coupler.errors import CaseError, CouplerError
 from sim_clients.adapters.lammps_deck import Command, Deck, DeckError, read_deck
 
 DEFAULT_DT = {
@@ -77,7 +77,8 @@ def init_lammps(deck: Path, folder: Path) -> list[Path]:
         The file written.
 
     Raises:
-        CouplerError: The deck cannot be driven, or the file is there already; nothing is changed then.
+        CaseError: The deck cannot be driven.
+        CouplerError: The file is there already; nothing is changed in either case.
     """
     path = folder / "case.toml"
     if path.exists():
@@ -87,9 +88,9 @@ def init_lammps(deck: Path, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     except DeckError as problem:
-        raise CouplerError(f"The deck cannot be driven: {problem}") from problem
+        raise CaseError([f"The deck cannot be driven: {problem}"]) from problem
     except (OSError, UnicodeDecodeError) as problem:
-        raise CouplerError(f"{getattr(problem, 'filename', deck)} cannot be used ({problem})") from problem
+        raise CaseError([f"{getattr(problem, 'filename', deck)} cannot be used ({problem})"]) from problem
     return [path]
 
 

@@ -29,7 +29,7 @@ COUPLED = ("econserve", "ecouple")
 WALL = "wall"
 """Keyword of ours: seconds since the simulation was made."""
 DRIFT = "drift"
-"""Observable: largest less smallest value of the invariant in the last coupling step, over the kinetic energy."""
+"""Observable: half the range of the invariant in the last coupling step, over the kinetic energy."""
 
 
 class _Saved(NamedTuple):
@@ -54,9 +54,9 @@ class Lammps:
 
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
-    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, its largest less its smallest
-    value in the last coupling step over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style
-    variable, `wall` for the seconds since the simulation was made.
+    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, half its range in the last
+    coupling step over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable, `wall` for
+    the seconds since the simulation was made.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another
@@ -73,6 +73,7 @@ class Lammps:
         seed: int,
         input: str,
         every: Count = 10,
+        equilibration: Annotated[int, Meta(ge=0)] = 0,
         thermo: tuple[Keyword, ...] = ("temp", "pe"),
         particles: tuple[Literal["x", "v"], ...] = ("x", "v"),
         invariant: Keyword | None = None,
@@ -90,6 +91,7 @@ class Lammps:
             seed: Becomes the deck's variable `seed`, for `velocity` and thermostats; 0 leaves it to the deck.
             input: The deck. File names in it count from the current folder, as for LAMMPS.
             every: MD steps of one coupling step.
+            equilibration: Run lines that come first and are executed as they stand, without the coupling.
             thermo: Thermo keywords to observe, and equal-style variables as `v_NAME`.
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
@@ -120,8 +122,8 @@ class Lammps:
         self._blocks = [len(part) for part in np.array_split(range(every), samples)]
         self._engine = Engine(*self._opening)
         shown = [name for name in self._keywords if name != WALL and not name.startswith("v_")]
-        self._course = Course(self._deck, shown, every, external)
-        self._settings: dict[str, Any] = {
+        self._course = Course(self._deck, shown, every, external, equilibration)
+        self._alike: dict[str, Any] = {
             "input": input,
             "every": every,
             "particles": (),
@@ -260,11 +262,13 @@ class Lammps:
             raise ValueError("--reference compares at a drift: give simulation.tolerance, windows and an invariant")
         from sim_clients.adapters.lammps_judge import Case, compare
 
-        ranks, seed, _ = self._opening
+        (ranks, seed, _), keywords = self._opening, (self._invariant, "ke")
         case = Case(
             engine=lambda: Engine(*self._opening),
-            course=lambda: Course(self._deck, (self._invariant or "", "ke"), self._every, external=False),
-            steered=lambda: Lammps(ranks=ranks, seed=seed, **self._settings),
+            course=lambda: Course(self._deck, keywords, self._every, False, self._alike["equilibration"]),
+            steered=lambda: Lammps(
+                ranks=ranks, seed=seed, particles=(), thermo=(), invariant=self._invariant, **self._alike
+            ),
             invariant=self._invariant,
             every=self._every,
             tolerance=self._tolerance,
@@ -283,7 +287,7 @@ class Lammps:
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            self._drift = (max(seen) - min(seen)) / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
+            self._drift = 0.5 * (max(seen) - min(seen)) / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
         if (count := self._engine.natoms) != self._count:
             what = f"There were {self._count} atoms and now there are {count}"
             if count < self._count:

@@ -17,10 +17,12 @@ from sim_clients.adapters.lammps_course import Course
 from sim_clients.adapters.lammps_drift import WindowDrift
 from sim_clients.adapters.lammps_engine import Engine
 
-RUNG = 1.08
-"""Ratio between neighbours on the ladder of settings."""
-MOST_RUNGS = 24
-"""Settings tried at most."""
+WIDE = 1.3
+"""First ratio between settings that are tried."""
+FINE = 1.04
+"""Ratio at which the search for the largest setting ends."""
+MOST_TRIES = 16
+"""Settings tried at most before one keeps the tolerance and one does not."""
 SHOWN = 400
 """Points of a curve of dt over time."""
 SPEEDS = 4.5
@@ -128,16 +130,20 @@ def _own(observed: Sequence[Mapping[str, Any]], case: Case, wall: str, end: floa
 
 
 def _largest(run: Callable[[float], Result | None], first: float) -> Result | None:
-    """The run with the largest setting that keeps the tolerance, looked for from `first` upwards or downwards."""
-    best, setting = run(first), first
-    for _ in range(MOST_RUNGS):
-        if best is not None and best.setting < setting:
-            break  # the setting above the best one failed
-        setting = setting * RUNG if best is not None else setting / RUNG
+    """The run with the largest setting that keeps the tolerance, looked for from `first` on; None without one."""
+    best, too_large, setting = None, 0.0, first
+    for _ in range(MOST_TRIES):
         found = run(setting)
-        best = found or best
-        if found is not None and setting < first:
-            break  # coming from above, the first that keeps the tolerance is the largest
+        best, too_large = (found or best), (too_large if found else setting)
+        if best is not None and too_large:
+            break
+        setting = setting * WIDE if found else setting / WIDE
+    if best is None:
+        return None
+    while too_large > FINE * best.setting:
+        middle = (too_large * best.setting) ** 0.5
+        found = run(middle)
+        best, too_large = (found or best), (too_large if found else middle)
     return best
 
 

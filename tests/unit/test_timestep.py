@@ -15,6 +15,7 @@ from coupler.ranks import Ranks
 from coupler.testing.task_check import check_task
 from ml_servers.models.step_error import FIRST_NOISE, fit
 from ml_servers.models.step_pairs import StepPairs
+from ml_servers.tasks.step_reading import StepReading
 from ml_servers.tasks.timestep import SHRINK, Timestep
 from schemas.fields import Block, FieldSpec, Snapshot
 from sim_clients.relaxation import Relaxation
@@ -134,31 +135,10 @@ def test_finds_the_dt_that_keeps_a_noisy_error_within_its_tolerance(error_field)
     assert missed[500:].mean() == pytest.approx(0.02, abs=0.015)
 
 
-class Heating(Drifting):
-    """Heats from 1 to 20 and on, with an error of temperature^2 dt^3."""
-
-    @property
-    def phase(self):
-        return math.log(self.temperature**2)
-
-    @property
-    def temperature(self):
-        return math.exp(3.0 * self.step / 500)
-
-    def snapshot(self):
-        snapshot = super().snapshot()
-        blocks = {**snapshot.blocks, "temperature": Block(np.array(self.temperature))}
-        return replace(snapshot, blocks=blocks)
-
-
-def test_where_the_error_follows_a_power_its_logarithm_foretells_it():
-    found = {}
-    for powers in ((), ("temperature",)):
-        task = make(features=("temperature",), powers=powers, dt_min=1e-6)
-        ratios, missed = follow(task, Heating(noise=True), 500)
-        found[powers] = (np.abs(np.log(ratios[200:] / ratios[200:].mean())).mean(), missed[200:].mean())
-    assert found["temperature",][0] < 0.15 < found[()][0]
-    assert found["temperature",][1] < 0.04
+def test_a_power_is_seen_as_a_logarithm():
+    reading = StepReading(DRIFTING, "error", 1e-3, ("temperature", "load", "velocity"), ("temperature", "velocity"))
+    snapshot = Drifting(noise=False).snapshot()
+    assert reading.seen(snapshot).tolist() == [math.log(300.0), 1.0, *[math.log(1e-100)] * 2]
 
 
 def test_the_confidence_is_the_share_of_steps_that_keep_the_tolerance():
