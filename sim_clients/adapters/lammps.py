@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ class Lammps:
         Args:
             ranks: The MPI ranks; LAMMPS runs on all of them.
             seed: Becomes the deck's variable `seed`, for `velocity` and thermostats; 0 leaves it to the deck.
-            input: The deck. File names in it count from the current folder, as for LAMMPS.
+            input: The deck, from the current folder, or else from `run.path`, of which the case's folder is the first.
+                File names in it count from the current folder, as for LAMMPS.
             every: MD steps of one coupling step.
             equilibration: Run lines that come first and are executed as they stand, without the coupling.
             thermo: Thermo keywords to observe, and equal-style variables as `v_NAME`.
@@ -347,6 +349,9 @@ class Lammps:
 
 
 def _read(path: str) -> Deck:
+    beside = (Path(folder) / path for folder in ("", *sys.path))
+    found = next((str(file) for file in beside if file.is_file()), path)
+
     def read(name: str) -> str:
         try:
             return Path(name).read_text(encoding="utf-8")
@@ -356,7 +361,7 @@ def _read(path: str) -> Deck:
                 f"the deck {name} cannot be read ({why}); names of files count from the current folder, {Path.cwd()}"
             ) from problem
 
-    return read_deck(path, read)
+    return read_deck(found, read)
 
 
 def _check_units(deck: Deck, units: str | None) -> None:
