@@ -105,15 +105,21 @@ def ls(folder: Path, /) -> None:
 
 
 @app.command
-def init(folder: Path = Path(), /) -> None:
-    """Write a commented starter case and a solver of ten lines.
+def init(folder: Path = Path(), /, *, lammps: Path | None = None) -> None:
+    """Write a commented starter case and a solver of ten lines, or the case of a LAMMPS deck.
 
     Args:
         folder: Where; here unless given.
+        lammps: An input deck of LAMMPS; what could not be decided from it is said in the case.
     """
-    from launch.init import init as written
+    if lammps is not None:
+        from launch.init_lammps import init_lammps
 
-    files = written(folder)
+        files = init_lammps(lammps, folder)
+    else:
+        from launch.init import init as written
+
+        files = written(folder)
     say(f"wrote {' and '.join(map(str, files))}")
     say(f"next: coupler run {files[0]}")
 

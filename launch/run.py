@@ -232,6 +232,8 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     for name, value in (summary.get("judgement") or {}).items():
+        if isinstance(value, list | dict):  # tables and curves, for the report
+            continue
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")

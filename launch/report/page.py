@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.report import pictures, tables
+from launch.report import judgement, pictures, tables
 from launch.report.pictures import Gallery
 from launch.report.rundir import LOGS, RunFolder, read_folder
 from launch.report.stylesheet import CSS
@@ -27,6 +27,7 @@ CAPTIONS = {
     "the all-direct run; learned stretches are tinted.",
     "observables": "Each observable in the colour of who made the step, on the broad grey line of the all-direct run.",
     "dt": "The dt of every decision that counted, and the controls.",
+    "judgement": "dt over simulated time: this run beside the ones that the simulation compared it with.",
     "time": "Wall time by what it was spent on; the trainer works beside the solver.",
 }
 
@@ -58,6 +59,7 @@ def _page(run: RunFolder, gallery: Gallery) -> str:
         _list(findings(run.summary), "found"),
         _missing(run, gallery),
         *(_figure(name, path) for name, path in gallery.pictures.items()),
+        _judged(run),
         _numbers(run.summary),
         _sources(run),
     ]
@@ -149,6 +151,11 @@ def _figure(name: str, path: Path) -> str:
     return (
         f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def _judged(run: RunFolder) -> str:
+    found = judgement.tables(judgement.judgement(run))
+    return "\n".join(["<h2>Against the baselines</h2>", *(_table(table) for table in found)]) if found else ""
 
 
 def _numbers(summary: Mapping[str, Any]) -> str:

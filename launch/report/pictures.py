@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from launch.report import curves, hero, palette, panels, statistics
+from launch.report import curves, hero, judgement, palette, panels, statistics
 from launch.report.rundir import RunFolder
 
 Draw = Callable[[Figure, RunFolder], None]
@@ -59,6 +59,7 @@ def _plan(folder: RunFolder) -> list[tuple[str, str, Size, Draw]]:
     judged = folder.errors or folder.history.audits or any(r.action == "learned" for r in folder.records)
     no_errors = "" if judged else "no forecast was adopted, audited or compared"
     controls = {name for r in folder.records for name in r.controls}
+    judged_dt = bool(judgement.judgement(folder).get("curves"))
     wide = palette.WIDTH
     return [
         (
@@ -72,5 +73,6 @@ def _plan(folder: RunFolder) -> list[tuple[str, str, Size, Draw]]:
         ("error", no_trace or no_errors, lambda _: (wide, 3.6), curves.error),
         ("observables", no_trace or no_series, lambda _: (wide, 0.7 + 2.0 * rows), curves.observables),
         ("dt", no_trace, lambda _: (wide, 1.9 + 1.2 * min(len(controls), 4)), curves.dt),
+        *([("judgement", "", lambda _: (wide, 3.4), judgement.dt)] if judged_dt else []),
         ("time", no_trace, lambda _: (wide, 2.4), curves.time),
     ]

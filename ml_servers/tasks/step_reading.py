@@ -32,7 +32,12 @@ class StepReading:
     """
 
     def __init__(
-        self, fields: Sequence[FieldSpec], error_field: str, tolerance: float, features: tuple[str, ...] | None
+        self,
+        fields: Sequence[FieldSpec],
+        error_field: str,
+        tolerance: float,
+        features: tuple[str, ...] | None,
+        powers: tuple[str, ...] = (),
     ) -> None:
         """See `Timestep`. ValueError when a field is not there, or the error is no single number."""
         declared = {spec.name: spec for spec in fields}
@@ -50,6 +55,10 @@ class StepReading:
         for feature in features:
             if feature not in declared:
                 raise ValueError(_unknown("features names", feature, declared))
+        for power in powers:
+            if power not in features:
+                raise ValueError(_unknown("powers names", power, features))
+        self._powers = frozenset(powers)
         self.drifts, self.features, self._tolerance = bool(kind), features, tolerance
         self.controls = tuple(spec.name for spec in with_role(tuple(fields), "control"))
         sizes = [math.prod(declared[feature].shape) for feature in features]
@@ -80,6 +89,8 @@ class StepReading:
             values = np.minimum(np.maximum(values, -LARGEST, out=values), LARGEST, out=values)
             if values.size > SMALL:
                 values = np.array([math.sqrt(values @ values / values.size), np.abs(values).max()])
+            if name in self._powers:
+                values = np.log(np.maximum(np.abs(values), 1.0 / LARGEST))
             parts.append(values)
         return np.concatenate(parts)
 

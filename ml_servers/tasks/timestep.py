@@ -95,6 +95,7 @@ class Timestep:
         error_field: str,
         confidence: Annotated[float, Meta(gt=0.5, le=0.999)] = 0.98,
         features: tuple[str, ...] | None = None,
+        powers: tuple[str, ...] = (),
         lead: Count = 2,
         growth: Annotated[float, Meta(gt=1)] = 1.5,
         rung: Annotated[float, Meta(gt=1)] = 1.02,
@@ -116,6 +117,7 @@ class Timestep:
             confidence: Probability at which a dt counts as safe.
             features: Fields that the error may depend on. None: all floating ones of up to 8 values; larger ones, which
                 give their rms and largest magnitude, must be named.
+            powers: Features whose power the error may follow, such as a temperature: their logarithm is what counts.
             lead: Coupling steps from the state asked about to the end of the step that its dt may govern: 1 where
                 Advice arrives at once, 2 where it is about the step before.
             growth: Largest factor from one dt to the next.
@@ -133,7 +135,7 @@ class Timestep:
             )
         if rung > growth:
             raise ValueError(f"rung is {rung} and growth {growth}, so dt could never grow; make rung at most growth")
-        self._reading = StepReading(fields, error_field, tolerance, features)
+        self._reading = StepReading(fields, error_field, tolerance, features, powers)
         self._confidence, self._growth, self._order, self._refit = confidence, growth, order, refit
         self._ladder = np.geomspace(dt_min, dt_max, math.ceil(math.log(dt_max / dt_min) / math.log(rung)) + 1)
         self._width = KNOWN + self._reading.width + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ COUPLED = ("econserve", "ecouple")
 WALL = "wall"
 """Keyword of ours: seconds since the simulation was made."""
 DRIFT = "drift"
-"""Observable: largest change of the invariant within the last coupling step over the kinetic energy."""
+"""Observable: half the range of the invariant in the last coupling step, over the kinetic energy."""
 
 
 class _Saved(NamedTuple):
@@ -54,9 +54,9 @@ class Lammps:
 
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
-    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, the largest change of it within
-    the last coupling step over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable,
-    `wall` for the seconds since the simulation was made.
+    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, half its range in the last
+    coupling step over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable, `wall` for
+    the seconds since the simulation was made.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another
@@ -73,6 +73,7 @@ class Lammps:
         seed: int,
         input: str,
         every: Count = 10,
+        equilibration: Annotated[int, Meta(ge=0)] = 0,
         thermo: tuple[Keyword, ...] = ("temp", "pe"),
         particles: tuple[Literal["x", "v"], ...] = ("x", "v"),
         invariant: Keyword | None = None,
@@ -80,6 +81,8 @@ class Lammps:
         units: str | None = None,
         external: bool = False,
         log: str = "none",
+        tolerance: Annotated[float, Meta(gt=0)] | None = None,
+        windows: Count = 1,
     ) -> None:
         """Reads the deck and executes it up to its first run.
 
@@ -88,6 +91,7 @@ class Lammps:
             seed: Becomes the deck's variable `seed`, for `velocity` and thermostats; 0 leaves it to the deck.
             input: The deck. File names in it count from the current folder, as for LAMMPS.
             every: MD steps of one coupling step.
+            equilibration: Run lines that come first and are executed as they stand, without the coupling.
             thermo: Thermo keywords to observe, and equal-style variables as `v_NAME`.
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
@@ -95,6 +99,9 @@ class Lammps:
             units: The unit style that the case is written in; must be the deck's.
             external: Whether a force on each atom comes in through `fix external`.
             log: LAMMPS's own log file.
+            tolerance: Largest drift of the invariant in a window of time over the mean kinetic energy there, at which
+                `coupler run --reference` compares a chosen dt with others.
+            windows: Windows of equal simulated time.
 
         Raises:
             ValueError: The deck cannot be driven, or LAMMPS is not there.
@@ -107,13 +114,23 @@ class Lammps:
             raise ValueError(f"samples is {samples}, more than the MD steps of a coupling step, every = {every}")
         self._ranks, self._every = ranks, every
         self._opening = (ranks, seed, log)
-        names = [*thermo, *([invariant, "ke"] if invariant else [])]
+        if tolerance is not None and invariant is None:
+            raise ValueError('tolerance is a drift of the invariant; name that too, such as invariant = "econserve"')
+        names = [*thermo, *([invariant, "ke"] if invariant else []), *([WALL] if tolerance else [])]
         self._keywords = tuple(dict.fromkeys(names))
         self._particles, self._invariant, self._external = particles, invariant, external
         self._blocks = [len(part) for part in np.array_split(range(every), samples)]
         self._engine = Engine(*self._opening)
         shown = [name for name in self._keywords if name != WALL and not name.startswith("v_")]
-        self._course = Course(self._deck, shown, every, external)
+        self._course = Course(self._deck, shown, every, external, equilibration)
+        self._alike: dict[str, Any] = {
+            "input": input,
+            "every": every,
+            "particles": (),
+            "invariant": invariant,
+            "thermo": (),
+        }
+        self._tolerance, self._windows = tolerance, windows
         self._course.begin(self._engine)
         if self._engine.number("triclinic"):
             raise ValueError("the box is triclinic, and positions are unwrapped for orthogonal boxes only; use another")
@@ -235,20 +252,42 @@ class Lammps:
         """See `Simulation.invariants`: the named keyword, which every rank knows."""
         return {self._invariant: Invariant(self._values[self._invariant], "max")} if self._invariant else {}
 
+    def judge(self, observed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """See `SelfJudged.judge`: against a fixed dt, an oracle and `fix dt/reset` at the same drift.
+
+        Raises:
+            ValueError: The case states no tolerance.
+        """
+        if self._tolerance is None or self._invariant is None:
+            raise ValueError("--reference compares at a drift: give simulation.tolerance, windows and an invariant")
+        from sim_clients.adapters.lammps_judge import Case, compare
+
+        (ranks, seed, _), keywords = self._opening, (self._invariant, "ke")
+        case = Case(
+            engine=lambda: Engine(*self._opening),
+            course=lambda: Course(self._deck, keywords, self._every, False, self._alike["equilibration"]),
+            steered=lambda: Lammps(
+                ranks=ranks, seed=seed, particles=(), thermo=(), invariant=self._invariant, **self._alike
+            ),
+            invariant=self._invariant,
+            every=self._every,
+            tolerance=self._tolerance,
+            windows=self._windows,
+        )
+        return compare(observed, case, WALL)
+
     def _one_step(self) -> None:
         """The MD steps of one coupling step, and what is observed at its end."""
-        start = self._values[self._invariant] if self._invariant else 0.0
-        largest = 0.0
+        seen = [self._values[self._invariant]] if self._invariant else []
         for n in self._blocks:
             self._course.advance(self._engine, n)
             if self._invariant:
-                now = self._engine.value(self._invariant) + self._offset.get(self._invariant, 0.0)
-                largest = max(largest, abs(now - start)) if math.isfinite(now) else math.inf
+                seen.append(self._engine.value(self._invariant) + self._offset.get(self._invariant, 0.0))
         self._values = self._look()
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            self._drift = largest / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
+            self._drift = 0.5 * (max(seen) - min(seen)) / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
         if (count := self._engine.natoms) != self._count:
             what = f"There were {self._count} atoms and now there are {count}"
             if count < self._count:

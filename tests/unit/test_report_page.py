@@ -52,6 +52,17 @@ def test_the_summary_tells_the_story_of_the_run(gust: tuple[Path, dict[str, Any]
     assert summary["net_speedup"] == pytest.approx(36.0 / summary["time"]["wall_s"])
 
 
+def test_a_judgement_is_shown_with_its_table_and_curves(tmp_path: Path) -> None:
+    folder = tmp_path / "judged"
+    curves = {name: {"time": [0.0, 1.0], "dt": [0.1, 0.2]} for name in ("coupled", "fixed dt")}
+    table = [{"run": "coupled", "steps": 1200, "drift": None}, {"run": "fixed dt", "steps": 3400, "drift": 0.25}]
+    facts = synthetic_run.make(folder) | {"judgement": {"over_fixed": 1.75, "table": table, "curves": curves}}
+    (folder / "summary.json").write_text(json.dumps(summarise(folder, facts)))
+    text = page.write(folder).read_text("utf-8")
+    assert "over_fixed" in text and "1.75" in text and "fixed dt" in text and "3,400" in text
+    assert (folder / "judgement.png").exists()
+
+
 def test_observables_are_given_for_each_regime(gust: tuple[Path, dict[str, Any]]) -> None:
     _, summary = gust
     before, after = (part["observables"]["lift"] for part in summary["regimes"])

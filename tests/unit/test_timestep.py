@@ -15,6 +15,7 @@ from coupler.ranks import Ranks
 from coupler.testing.task_check import check_task
 from ml_servers.models.step_error import FIRST_NOISE, fit
 from ml_servers.models.step_pairs import StepPairs
+from ml_servers.tasks.step_reading import StepReading
 from ml_servers.tasks.timestep import SHRINK, Timestep
 from schemas.fields import Block, FieldSpec, Snapshot
 from sim_clients.relaxation import Relaxation
@@ -116,6 +117,7 @@ def test_keeps_the_contract_on_the_simulation_it_is_made_for():
         ({"error_field": "invariant:mass"}, "'invariant.mass'"),
         ({"error_field": "rate:energy"}, "drift:NAME"),
         ({"features": ("temprature",)}, "did you mean 'temperature'"),
+        ({"features": ("temperature",), "powers": ("energy",)}, "powers names 'energy'"),
     ],
 )
 def test_wrong_settings_are_named(changes, text):
@@ -131,6 +133,12 @@ def test_finds_the_dt_that_keeps_a_noisy_error_within_its_tolerance(error_field)
     ratios, missed = follow(make(error_field=error_field), Drifting(noise=True), 2500)
     assert np.exp(np.log(ratios[500:]).mean()) == pytest.approx(0.87, abs=0.1)
     assert missed[500:].mean() == pytest.approx(0.02, abs=0.015)
+
+
+def test_a_power_is_seen_as_a_logarithm():
+    reading = StepReading(DRIFTING, "error", 1e-3, ("temperature", "load", "velocity"), ("temperature", "velocity"))
+    snapshot = Drifting(noise=False).snapshot()
+    assert reading.seen(snapshot).tolist() == [math.log(300.0), 1.0, *[math.log(1e-100)] * 2]
 
 
 def test_the_confidence_is_the_share_of_steps_that_keep_the_tolerance():

@@ -1,0 +1,45 @@
+"""How far a conserved quantity drifts in each window of a run, over the kinetic energy there. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class WindowDrift:
+    """Drift by window of simulated time: windows of equal length from 0 to `end`.
+
+    The drift in a window is the largest |E - E at its start| over the mean kinetic energy in it. Fed in order of time.
+
+    Attributes:
+        end: Simulated time of the last window's end.
+        count: Windows.
+        worst: Drift by window that was seen so far.
+    """
+
+    end: float
+    count: int
+    worst: list[float] = field(default_factory=list)
+    _start: float = 0.0
+    _before: float = 0.0
+    _largest: float = 0.0
+    _kinetic: float = 0.0
+    _seen: int = 0
+
+    def add(self, time: float, energy: float, kinetic: float) -> None:
+        """Takes the next state: its time, conserved energy and kinetic energy, in one unit."""
+        window = min(int(time / self.end * self.count), self.count - 1)
+        if not self.worst:
+            self._before = energy
+        while len(self.worst) <= window:
+            self.worst.append(0.0)
+            self._start, self._largest, self._kinetic, self._seen = self._before, 0.0, 0.0, 0
+        self._seen += 1
+        self._kinetic += kinetic
+        self._largest = max(self._largest, abs(energy - self._start))
+        self._before = energy
+        self.worst[-1] = self._largest * self._seen / self._kinetic
+
+    def keeps(self, tolerance: float) -> bool:
+        """Whether every window has kept a tolerance so far. What is not a number has not."""
+        return all(drift <= tolerance for drift in self.worst)
