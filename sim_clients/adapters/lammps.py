@@ -123,13 +123,7 @@ class Lammps:
         self._engine = Engine(*self._opening)
         shown = [name for name in self._keywords if name != WALL and not name.startswith("v_")]
         self._course = Course(self._deck, shown, every, external, equilibration)
-        self._alike: dict[str, Any] = {
-            "input": input,
-            "every": every,
-            "particles": (),
-            "invariant": invariant,
-            "thermo": (),
-        }
+        self._alike: dict[str, Any] = {"input": input, "every": every, "equilibration": equilibration}
         self._tolerance, self._windows = tolerance, windows
         self._course.begin(self._engine)
         if self._engine.number("triclinic"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import ran
 
 pytestmark = [
     pytest.mark.mpi,
@@ -62,3 +63,36 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
     assert "triclinic" in lines.pop("triclinic")
     assert "in.test:21" in lines.pop("over")
     assert not lines
+
+
+def lammps_case(folder, **changes):
+    """A case of the melt on one rank, with a task that advises dt."""
+    simulation = {"input": str(SCRIPT.parent / "decks" / "in.melt"), "invariant": "econserve", "samples": 5}
+    task = {"use": "timestep", "dt_min": 0.001, "dt_max": 2.0, "tolerance": 1e-4, "error_field": "drift"}
+    settings = {
+        "use": "lammps",
+        "rung": "local",
+        "steps": 30,
+        "run": {"seed": 3},
+        "limits": {"dt_min": 1e-3, "dt_max": 2.0},
+    }
+    return ran(folder, **(settings | {"simulation": simulation, "tasks": [task]} | changes))
+
+
+def test_shadow_is_bitwise_plain_lammps(tmp_path):
+    off, shadow = (lammps_case(tmp_path / mode, mode=mode) for mode in ("off", "shadow"))
+    assert off.code == shadow.code == 0
+    assert off.observables == shadow.observables and len(off.observables) == 31
+    ours, theirs = off.views(), shadow.views()
+    assert len(ours) > 5
+    assert all(ours[name][key].tobytes() == theirs[name][key].tobytes() for name in ours for key in ours[name])
+    assert shadow.summary["models"] and shadow.summary["simulated_time"] == pytest.approx(0.7)
+
+
+def test_lost_atoms_are_a_rewind_with_its_reason(tmp_path):
+    """A task that wants a dt a hundred times too large is held to what LAMMPS survives."""
+    task = {"use": "linear:Halved", "factor": 100.0}
+    result = lammps_case(tmp_path / "run", mode="advise", tasks=[task], steps=30)
+    back = [record for record in result.trace if record["action"] == "rewind"]
+    assert back and "LAMMPS stopped: Lost atoms: original 500" in back[0]["reason"]
+    assert result.trace[-1]["dt"] < back[0]["dt"] and len(back) > 1
