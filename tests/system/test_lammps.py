@@ -62,7 +62,20 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
     assert "v_none" in lines.pop("variable")
     assert "triclinic" in lines.pop("triclinic")
     assert "in.test:21" in lines.pop("over")
+    if ranks == 1:
+        assert "in.test:11: 'pair_coeff 1 1 none.eam'" in lines["potential"]
+        assert "cannot open eam potential file none.eam" in lines.pop("potential")
     assert not lines
+
+
+def test_an_error_of_one_rank_alone_ends_the_job_with_its_cause(tmp_path):
+    text = (SCRIPT.parent / "decks" / "in.melt").read_text().replace("lj/cut 2.5", "eam")
+    (tmp_path / "in.eam").write_text(text.replace("1 1 1.0 1.0 2.5", "1 1 none.eam"))
+    simulation = {"input": str(tmp_path / "in.eam")}
+    result = ran(tmp_path / "run", use="lammps", rung="mpi", ranks=2, steps=5, mode="off", simulation=simulation)
+    assert result.summary["status"] == "failed"
+    assert "cannot open eam potential file none.eam" in result.summary["cause"]
+    assert "in.eam:11" in result.summary["cause"]
 
 
 def lammps_case(folder, **changes):

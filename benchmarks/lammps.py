@@ -1,0 +1,89 @@
+"""LAMMPS: its users' benchmark decks in blocks against LAMMPS alone, what `shadow` costs, and the chosen dt over seeds.
+
+`python -m benchmarks lammps` and `python -m benchmarks lammps_timestep`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.runs import KEPT, fresh, run_case, slim
+from benchmarks.table import BenchmarkFailed, Rows, judged, row, spread
+from launch.plan import find_mpiexec
+
+DECKS = ("in.lj", "in.eam", "in.chain", "in.ions")
+RANKS = (1, 2, 4)
+CASE = Path("examples/lammps_timestep.toml")
+SHADOW_TIME = 6.0
+"""Simulated time of the runs that `shadow` is judged by; it costs the same at each step."""
+
+
+def rows(say: Callable[[str], None]) -> Rows:
+    """The decks on 1, 2 and 4 ranks, then `shadow` at 4,000 atoms, asked every 10 steps."""
+    made = []
+    for deck in DECKS:
+        for ranks in RANKS:
+            found = deck_on(deck, ranks)
+            plain, blocks = (min(walls) for walls in zip(*found["walls"], strict=True))
+            say(f"{deck} on {ranks}: {1e3 * plain / found['steps']:.2f} ms a step, bitwise {found['bitwise']}")
+            case = f"{deck}, {found['atoms']} atoms, {ranks} ranks"
+            made.append(
+                row(
+                    case,
+                    against="LAMMPS alone",
+                    p50_us=1e6 * blocks / found["steps"],
+                    ratio=blocks / plain,
+                    bitwise=found["bitwise"],
+                )
+            )
+    return [*made, judged(shadow(), "ratio", at_most=1.02)]
+
+
+def deck_on(deck: str, ranks: int) -> dict[str, object]:
+    """What `benchmarks.lammps_ranks` measures.
+
+    Raises:
+        BenchmarkFailed: It ended with an error.
+    """
+    command = [find_mpiexec() or "mpiexec", "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m"]
+    command += ["benchmarks.lammps_ranks", str(Path(__file__).parent / "decks" / deck)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise BenchmarkFailed(f"{deck} on {ranks} ranks: {done.stderr.strip().splitlines()[-1:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def shadow() -> dict[str, object]:
+    """Wall time of the loop in `shadow` over that of `off`, the better of two each."""
+    walls: dict[str, list[float]] = {"off": [], "shadow": []}
+    changes = ["simulation.every=10", f"run.end_time={SHADOW_TIME}"]
+    for turn in range(4):
+        mode = ("off", "shadow")[turn % 2]
+        run_case(CASE, fresh("lammps-shadow"), [*changes, f"run.mode={mode}"], seed=1)
+        facts = json.loads((KEPT / "lammps-shadow" / "simulation.json").read_text("utf-8"))
+        walls[mode].append(facts["loop_s"])
+    return row("shadow, 4,000 atoms on 2 ranks", against="mode off", ratio=min(walls["shadow"]) / min(walls["off"]))
+
+
+def timestep(seeds: Sequence[int], say: Callable[[str], None]) -> Rows:
+    """The chosen dt against the best fixed one, an oracle and `fix dt/reset`, at one drift."""
+    targets = {"over_fixed": 1.5, "over_oracle": 0.85, "over_dt_reset": 0.95}
+    found: dict[str, dict[int, float | None]] = {key: {} for key in (*targets, "drift")}
+    for seed in seeds:
+        name = f"lammps-{seed}"
+        judgement = run_case(CASE, fresh(name), [], seed=seed, reference=True)["judgement"]
+        slim(KEPT / name)
+        for key, values in found.items():
+            values[seed] = judgement[key]
+        say(f"seed {seed}: {', '.join(f'{key} {judgement[key]}' for key in found)}")
+    ratios = [
+        judged(spread(f"speed, {key}", found[key], unit="times"), "low", at_least=limit)
+        for key, limit in targets.items()
+    ]
+    return [*ratios, judged(spread("largest drift of a window", found["drift"], unit="1"), "high", at_most=2e-3)]
