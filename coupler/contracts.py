@@ -42,7 +42,12 @@ class Simulation(Protocol):
         ...
 
     def integrate(self, dt: float, n: int) -> None:
-        """Advances n coupling steps of dt (simulated time each) by direct integration."""
+        """Advances n coupling steps of dt (simulated time each) by direct integration.
+
+        Raises:
+            StepFailed: The step cannot be made with this dt, on all ranks alike; saved states can still be restored.
+            SimulationFailed: It cannot go on at all.
+        """
         ...
 
     def adopt(self, snapshot: Snapshot) -> None:

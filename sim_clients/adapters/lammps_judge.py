@@ -19,7 +19,7 @@ from sim_clients.adapters.lammps_engine import Engine
 
 WIDE = 1.3
 """First ratio between settings that are tried."""
-FINE = 1.04
+FINE = 1.06
 """Ratio at which the search for the largest setting ends."""
 MOST_TRIES = 16
 """Settings tried at most before one keeps the tolerance and one does not."""

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import ran
+from cases import Ran, ran, spec_of
 
 pytestmark = [
     pytest.mark.mpi,
@@ -79,17 +79,16 @@ def test_an_error_of_one_rank_alone_ends_the_job_with_its_cause(tmp_path):
 
 
 def lammps_case(folder, **changes):
-    """A case of the melt on one rank, with a task that advises dt."""
+    """A run of the melt in one process of its own (which loads MPI), with a task that advises dt."""
     simulation = {"input": str(SCRIPT.parent / "decks" / "in.melt"), "invariant": "econserve", "samples": 5}
     task = {"use": "timestep", "dt_min": 0.001, "dt_max": 2.0, "tolerance": 1e-4, "error_field": "drift"}
-    settings = {
-        "use": "lammps",
-        "rung": "local",
-        "steps": 30,
-        "run": {"seed": 3},
-        "limits": {"dt_min": 1e-3, "dt_max": 2.0},
-    }
-    return ran(folder, **(settings | {"simulation": simulation, "tasks": [task]} | changes))
+    limits = {"dt_min": 1e-3, "dt_max": 2.0}
+    settings = {"use": "lammps", "rung": "inline", "steps": 30, "run": {"seed": 3}, "limits": limits}
+    spec_of(folder, **(settings | {"simulation": simulation, "tasks": [task]} | changes))
+    command = [sys.executable, "-m", "launch.cli", "run", f"{folder}.toml", "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    return Ran(folder, done.returncode, done.stderr + done.stdout)
 
 
 def test_shadow_is_bitwise_plain_lammps(tmp_path):
