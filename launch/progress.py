@@ -53,12 +53,12 @@ class Standing:
         if not self.last:
             return "starting ..."
         last, fraction = self.last, self.learned / max(self.step, 1)
-        error = f"{last['bound']:.2e}" if last["bound"] < 1e9 else "-"
+        error = f"error {last['bound']:.2e} of {last['tolerance']:.2g}" if last["bound"] < 1e9 else "error -"
         gain = f"{self.net_speedup:.2f}x" if self.net_speedup else "-"
         where = f"/{self.steps}" if self.end_time is None else f"  time {last['time']:.4g}/{self.end_time:.4g}"
         return (
             f"step {self.step:>7}{where}  {last['phase']:<7} {last['action']:<7} dt {last['dt']:<9.4g} "
-            f"error {error} of {last['tolerance']:.2g}  learned {100 * fraction:5.1f} %  net speedup {gain}  "
+            f"{error}  learned {100 * fraction:5.1f} %  net speedup {gain}  "
             f"{last['reason']}"
         )
 
