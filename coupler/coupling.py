@@ -84,9 +84,8 @@ class Coupling:
         self._protocol = ClientProtocol(hello)
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
-        self._channel: Channel | None = None
-        if link is not None:
-            self._channel = Channel(link, self._protocol, clock, terms.max_message_bytes, digest=terms.digest)
+        largest, digest = terms.max_message_bytes, terms.digest
+        self._channel = Channel(link, self._protocol, clock, largest, digest=digest) if link else None
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
@@ -97,10 +96,9 @@ class Coupling:
         self._jumped_to = -1  # step of the last state that was adopted or blended
         self.may_keep = True  # whether the present state may be kept for a rewind
         self._refused = ""
-        self._next_ask = start_step
         self._stall_s = 0.0
         self._dt_now = 0.0  # dt last advised, 0 for none
-        self._step = start_step
+        self._step = self._next_ask = start_step
         self._closed = False
 
     def __enter__(self) -> Coupling:
