@@ -85,7 +85,7 @@ class Coupling:
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
         largest, digest = terms.max_message_bytes, terms.digest
-        self._channel = Channel(link, self._protocol, clock, largest, digest=digest) if link else None
+        self._channel = Channel(link, self._protocol, clock, largest, digest=digest) if link is not None else None
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
