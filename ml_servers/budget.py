@@ -12,8 +12,8 @@ import math
 
 import msgspec
 
-MAX_LEASE = 4096
-"""Longest lease in steps."""
+MAX_LEASE = 1 << 20
+"""Longest lease in steps. It does not cut a wait short that the budget asks for: each burst after one costs again."""
 BURST = 128
 """States streamed in a row between two leases: a learner of dynamics needs successive ones."""
 AT_ONCE = 0.8

@@ -25,7 +25,7 @@ def spent_by(budget: Budget, steps: int, cost_s: float) -> tuple[float, int, lis
 
 
 @settings(max_examples=60)
-@given(st.integers(200, 5000), st.floats(1e-4, 0.5), st.floats(0.005, 0.3))
+@given(st.integers(200, 50_000), st.floats(1e-4, 0.5), st.floats(0.005, 0.3))
 def test_a_model_that_never_pays_costs_its_share_and_one_burst_a_lease(
     steps: int, cost_s: float, overhead: float
 ) -> None:
