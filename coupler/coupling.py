@@ -96,8 +96,7 @@ class Coupling:
         self._jumped_to = -1  # step of the last state that was adopted or blended
         self.may_keep = True  # whether the present state may be kept for a rewind
         self._refused = ""
-        self._stall_s = 0.0
-        self._dt_now = 0.0  # dt last advised, 0 for none
+        self._stall_s = self._dt_now = 0.0  # since the last Ask; dt last advised, 0 for none
         self._step = self._next_ask = start_step
         self._closed = False
 
