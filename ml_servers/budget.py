@@ -16,7 +16,10 @@ MAX_LEASE = 1 << 20
 """Longest lease in steps. It does not cut a wait short that the budget asks for: each burst after one costs again."""
 BURST = 128
 """States streamed in a row between two leases: a learner of dynamics needs successive ones."""
-AT_ONCE = 0.8
+QUIET = 32
+"""Steps of the lease that follows the first state: with nothing to learn yet, direct steps show what they cost alone.
+A run shorter than 64 times as long has a quiet stretch in proportion."""
+AT_ONCE = 0.9
 """Share of the budget that may be spent at once: a model that comes late has less of the run left to pay with."""
 
 
@@ -29,7 +32,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         spent_s: Wall time spent on the coupling so far: stalls, and CPU of the server side that ranks had to yield.
         saved_s: Wall time saved by learned steps.
         streamed: States streamed.
-        direct_step_s: Wall time of a direct step, typical for the fastest stretch so far.
+        direct_step_s: Wall time of a direct step, when nothing disturbs it: the fastest told so far.
         burst: States streamed since the last lease.
     """
 
@@ -77,12 +80,15 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def lease(self, step: int) -> tuple[int, Budget]:
         """Steps until the next state should be streamed (1: the next one), and the budget after it."""
+        if self.streamed == 1:
+            return max(min(QUIET, self.steps // 64), 1), self
         excess = self.spent_s - self.allowed_s(step)
-        if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST:
+        if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST or not self.streamed:
             return 1, self
-        # The allowance grows by this much each step: wait until it has caught up.
+        # The allowance grows by this much each step: wait until it has caught up, and pays for the burst to come.
         growth = self._rest * self.direct_step_s
-        wait = int(excess / growth) + 1 if growth > 0.0 else MAX_LEASE
+        burst_s = BURST * self.spent_s / self.streamed
+        wait = int((excess + burst_s) / growth) + 1 if growth > 0.0 else MAX_LEASE
         return min(max(wait, BURST), MAX_LEASE), msgspec.structs.replace(self, burst=0)
 
 
