@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -11,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from coupler import connect
+from coupler.bulks.folder import leave, make, shared_folder
 from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
-from ml_servers.server import Server
+from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
 from sim_clients import __main__ as client
@@ -86,8 +87,10 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
         lost.append(f"The {who} failed ({type(error).__name__}: {error}); see logs/server.log.")
 
     hub = MemoryHub(capacity_bytes=HUB_BYTES)
-    with tempfile.TemporaryDirectory(prefix="coupler-") as slots:
-        server = _server(spec, folder, hub, Path(slots), log)
+    slots = shared_folder(folder)
+    make(slots)
+    try:
+        server = _server(spec, folder, hub, slots, log)
         trainers = [
             Trainer(
                 task_maker(spec),
@@ -112,6 +115,8 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
                     close()
                 except Exception as error:  # the books of a server that failed may be beyond repair
                     failed(who, error)
+    finally:
+        leave(slots)
 
 
 def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Callable[[str], None]) -> Server:
@@ -129,7 +134,7 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         slot_folder=slots,
         buffer_bytes=BUFFER_BYTES,
         max_message_bytes=spec.link.max_message_bytes,
-        digest=spec.link.digest,
+        bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
         log=log,
         **deterministic,
     )

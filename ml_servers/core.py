@@ -40,6 +40,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         overhead: See `ml_servers.budget`.
         invariants: Largest relative drift of an invariant through learned states, by name.
         first_epoch: Above all epochs that earlier servers of this run gave.
+        token: Token in the run's folder in shared memory; empty when there is none.
     """
 
     run: str
@@ -53,6 +54,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     overhead: float = 0.03
     invariants: dict[str, float] = {}
     first_epoch: int = 1
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class ServerCore:
             make_arrays: Gives, for those fields, the source of the arrays that states are assembled in.
         """
         self.settings = settings
-        self.protocol = ServerProtocol(settings.run, settings.tasks, settings.credit, settings.first_epoch)
+        announced = (settings.tasks, settings.credit, settings.first_epoch, settings.token)
+        self.protocol = ServerProtocol(settings.run, *announced)
         self.tasks: dict[str, Task] = {}
         self.fields: tuple[FieldSpec, ...] = ()
         self.arbiter: Arbiter | None = None
@@ -149,6 +152,12 @@ class ServerCore:
             return [Send(peer, self.protocol.ack(message.rank))]
         return []
 
+    def lost(self, peer: bytes, message: Message) -> list[Instruction]:
+        """A message came whole, but its Blocks cannot be had: its sender learns that they are lost."""
+        if isinstance(message, Ask | Push) and self.protocol.lose(peer, message.stamp):
+            return [Send(peer, self.protocol.ack(message.stamp.rank))]
+        return []
+
     @property
     def all_finished(self) -> bool:
         """Whether every rank that came has said goodbye."""
@@ -188,8 +197,6 @@ class ServerCore:
     def incomplete(self) -> int:
         """States given up because a part never came."""
         return self._assembly.dropped if self._assembly else 0
-
-    # -------------------------------------------------------------------------------------------------- handshake
 
     def _hello(self, peer: bytes, hello: Hello) -> list[Instruction]:
         answer = self.protocol.hello(peer, hello)
@@ -243,11 +250,11 @@ class ServerCore:
         except ValueError as error:
             return [Send(peer, Refusal(str(error)))]
         self._step = max(self._step, step)
-        acks: list[Instruction] = [Send(peer, self.protocol.ack(rank))]
+        ack = Send(peer, self.protocol.ack(rank))
         if snapshot is None:
-            return acks
+            return [ack]
         self._rounds.close(step)
-        return [*acks, Sampled(self._whole(snapshot, round_.parts), True)]
+        return [ack, Sampled(self._whole(snapshot, round_.parts), True)]
 
     def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block], cpu_s: float) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
