@@ -131,6 +131,13 @@ def bulk_rules(spec: run.RunSpec) -> BulkRules:
     )
 
 
+def no_adios() -> str:
+    """Why ADIOS2 cannot be used here; empty when it can."""
+    from coupler.bulks import adios
+
+    return adios.available()
+
+
 def no_shared_memory(spec: run.RunSpec) -> str:
     """Why no field of a case goes by shared memory; empty when one may, which the handshake will tell."""
     if {spec.bulk.use, *spec.bulk.fields.values()} <= {"inline", "adios"}:
@@ -165,14 +172,15 @@ def open_coupling(
         The Coupling; with mode `off` it never talks to anyone.
 
     Raises:
-        CaseError: The case guards a field or an invariant that the simulation does not have.
+        CaseError: The case names a field or an invariant that the simulation does not have.
         LinkError: The address cannot be used.
     """
     from coupler.errors import CaseError
 
     folder, ranks = Path(folder), ranks or Ranks()
     spec = read_case(folder)
-    if mistakes := run.guard_mistakes(spec.guard, fields, invariants or {}):
+    mistakes = run.guard_mistakes(spec.guard, fields, invariants or {}) + run.bulk_mistakes(spec.bulk, fields)
+    if mistakes:
         raise CaseError(mistakes)
     if link is None and spec.run.mode != "off":
         link = connect(spec, folder, f"rank-{ranks.rank}")

@@ -82,7 +82,7 @@ class Coupling:
         reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
         span = (terms.first_step, terms.last_step)
         bulk = bulk or frames_only(terms.digest)
-        about = (*place, tuple(fields), reductions, *span, can_rewind, bulk.token)
+        about = (*place, tuple(fields), reductions, *span, can_rewind, terms.end_time, bulk.token)
         hello = messages.Hello(messages.VERSION, terms.run, *about)
         self._protocol = ClientProtocol(hello)
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
@@ -262,7 +262,8 @@ class Coupling:
         if self._channel is not None:
             self._channel.close(self._step, status, wait_s)
         self._alone.settle()
-        self._record.close(self.ledger, self.books)
+        routes = self._channel.outbox.routes if self._channel else {}
+        self._record.close(self.ledger, self.books, routes)
 
     # ------------------------------------------------------------------------------------------------ one exchange
 

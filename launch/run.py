@@ -200,6 +200,7 @@ def _facts(
         },
         "library_s": ledger.get("stall_s"),
         "samples": books | {"superseded": served.get("superseded"), "server": served},
+        "bulk": client.get("bulk", {}),
         "models": server.get("models", []),
         "horizon_error": server.get("horizon_error", {}),
         "switch": switch,

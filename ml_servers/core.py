@@ -221,7 +221,6 @@ class ServerCore:
                 self.tasks[name] = self._make_task(name, self.fields)
             except Exception as error:  # a plug-in may raise anything; the run goes on without it and says so
                 self.failed(name, f"{type(error).__name__}: {error}")
-        self.budget = msgspec.structs.replace(self.budget, steps=max(hello.last_step - hello.step, 1))
         self._controls = with_role(hello.fields, "control")
         self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields), self._depth)
         for name, task in self.tasks.items():
@@ -237,8 +236,6 @@ class ServerCore:
                 )
             if "dt" in task.owns:
                 self._dt_task = name
-
-    # ------------------------------------------------------------------------------------------------------ states
 
     def _push(self, peer: bytes, push: Push, blocks: Mapping[str, Block]) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, push.stamp):
@@ -292,7 +289,9 @@ class ServerCore:
             verdict = self._verdict(lambda a: a.standing(ask.known, controls, around))
             return self._answer(asks, verdict, 0.0, unverified=True)
         stall_s = max(a.stall_s for a in asks.values())
-        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s)
+        assert self.protocol.agreed is not None  # they have said HELLO
+        planned = answers.planned_steps(ask, self.protocol.agreed)
+        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned)
         state = self._whole(snapshot, asks)
         if self._is_outstanding(ask.stamp.step, asks):
             acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
@@ -394,6 +393,7 @@ class ServerCore:
             why = next(iter(self.failures.values()), "no task advances the state")
             advice = msgspec.structs.replace(base, reason=why)
         lease = 1
-        if advice.action is Action.DIRECT and advice.phase == "direct" and not self._dt_task:
+        dt_is_wanted = self._dt_task != "" and self.settings.advise  # in mode `shadow` nobody follows it
+        if advice.action is Action.DIRECT and advice.phase == "direct" and not dt_is_wanted:
             lease, self.budget = self.budget.lease(step - (agreed.step if agreed else 0))
         return msgspec.structs.replace(advice, lease=lease)

@@ -78,6 +78,7 @@ class Server:
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._trainers: dict[str, bytes] = {}
+        self._told_no_room = False
         self._told: set[str] = set()  # tasks whose failure was logged
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -167,12 +168,22 @@ class Server:
         outbox.near = "" if welcome.near else FAR
 
     def _give(self, snapshot: Snapshot, trains: bool) -> None:
-        """Hands an assembled state to the trainers, in the slot that it was assembled in."""
-        assert self.slots is not None  # a state was assembled, so the slots exist
-        arrays = {name: block.array for name, block in snapshot.blocks.items()}
-        slot = self.slots.filled(arrays, len(self._trainers) if trains else 0)
+        """Hands a state to the trainers, in the slot that it was assembled in.
+
+        The state of a single rank was not assembled: it is copied now that the answer is on its way.
+        """
+        assert self.slots is not None  # a state came, so the slots exist
+        wanted = len(self._trainers) if trains else 0
+        given = {name: block.array for name, block in snapshot.blocks.items()}
+        arrays = self.slots.copied(given) if wanted else given
+        slot = self.slots.filled(arrays, wanted) if arrays is not None else None
         if slot is None:
-            self.untrained += trains
+            self.untrained += wanted > 0
+            if self.slots.no_room and not self._told_no_room:
+                self._told_no_room = True
+                self._log(
+                    f"{self._slot_folder} is full: {self.slots.no_room} slots of the training buffer have no room."
+                )
             return
         generation = self.slots.generation(slot)
         sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)

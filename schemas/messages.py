@@ -99,6 +99,7 @@ class Hello(_Message, frozen=True, tag=1):
         step: Coupling step that this incarnation continues from.
         last_step: Coupling step at which the run will end.
         can_rewind: Whether the host keeps saved states.
+        end_time: Simulated time at which the run will end, if it comes before `last_step`.
         token: Token that the client found in the run's folder in shared memory; empty when it uses none.
     """
 
@@ -111,6 +112,7 @@ class Hello(_Message, frozen=True, tag=1):
     step: int
     last_step: int
     can_rewind: bool
+    end_time: float = math.inf
     token: str = ""
 
 

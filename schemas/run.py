@@ -108,7 +108,7 @@ class BulkSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         use: `auto`; `shared` memory of one node; `inline` in frames of the message; `adios` in ADIOS2 SST streams. What
             does not come up is replaced by `inline`, and the summary says why.
         fields: Exceptions, by field name.
-        slots: States that a ring in shared memory holds; `link.credit` and four more unless given.
+        slots: States that a ring in shared memory holds; `link.credit` and four more unless given, and no fewer.
         adios: Parameters of the SST engine, such as `DataTransport = "WAN"`.
     """
 
@@ -252,6 +252,16 @@ def dump(spec: RunSpec) -> str:
 def _plugin(header: str, section: SimulationSection | TaskSection) -> str:
     own = msgspec.structs.asdict(section)
     return toml_text.table(header, own | own.pop("settings"))
+
+
+def bulk_mistakes(bulk: BulkSection, fields: Iterable[FieldSpec]) -> list[str]:
+    """What `[bulk.fields]` names but the simulation does not have; one full sentence for each."""
+    known = [spec.name for spec in fields]
+    return [
+        f"bulk.fields names {name!r}, but the simulation has {', '.join(map(repr, known))}"
+        for name in bulk.fields
+        if name not in known
+    ]
 
 
 def guard_mistakes(guard: GuardSection, fields: Iterable[FieldSpec], invariants: Iterable[str]) -> list[str]:

@@ -47,6 +47,21 @@ class Route(NamedTuple):
     why: str
 
 
+def outlook(rules: BulkRules, adios: str) -> list[str]:
+    """What `choose` will do, in words, before the sizes are known. `adios` as there."""
+    ways = {
+        "inline": "in frames of the message",
+        "shared": "in slots of shared memory, or in frames where the server does not see this node's",
+        "adios": f"in frames, because {adios}" if adios else "in ADIOS2 SST streams",
+        "auto": (
+            f"from {SMALL_BYTES} bytes in slots of shared memory where the server sees this node's, else "
+            + ("in frames" if adios else f"from {ADIOS_BYTES} bytes in ADIOS2 SST streams, smaller ones in frames")
+        ),
+    }
+    others = [f"{field}: {ways[use]}" for field, use in rules.fields.items()]
+    return [f"arrays: {ways[rules.use]}", *others]
+
+
 FAR = "the other side does not see this node's shared memory"
 
 
