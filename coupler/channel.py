@@ -27,12 +27,7 @@ class StreamedSeqs:
     def __init__(self) -> None:
         """Nothing was sent yet."""
         self._open: set[int] = set()
-        self._arrived, self._lost = False, 0
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something was sent, and nothing has ever arrived: the reader may still be opening the stream."""
-        return bool(self._open) and not self._arrived
+        self._lost = 0
 
     def sent(self, seq: int) -> None:
         """A message was sent."""
@@ -43,7 +38,6 @@ class StreamedSeqs:
         for seq in sorted(seq for seq in self._open if seq <= ack.received):
             self._open.discard(seq)
             self._lost = self._lost + 1 if seq in ack.lost else 0
-            self._arrived |= not self._lost
         return self._lost >= LOST_IN_A_ROW
 
 
@@ -86,8 +80,6 @@ class Channel:
 
     def drain(self, timeout_s: float) -> None:
         """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due."""
-        if self._streamed.waiting:
-            self.outbox.come_by()
         hello = self.protocol.due_hello(self._clock())
         if hello is not None and not self._link.send(wire.encode(hello)):
             self.protocol.hello_unsent()

@@ -15,6 +15,7 @@ from coupler import registry
 from coupler.bulks import folder as bulk_folder
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import BulkRules
+from coupler.bulks.courier import Courier
 from coupler.bulks.outbox import SPARE_SLOTS, Outbox, Stream
 from coupler.bulks.shared import RingReader
 from coupler.bulks.streams import Streams
@@ -119,10 +120,8 @@ def bulk(
     contacts = (folder / SOCKET).resolve().parent
 
     def open_stream() -> Stream:
-        from coupler.bulks.adios import AdiosWriter
-
         contacts.mkdir(mode=0o700, exist_ok=True)
-        return AdiosWriter(contacts / f"{stem}-up", fields or (), rules.adios)
+        return Courier(contacts / f"{stem}-up", fields or (), rules.adios, shared, f"{stem}-courier")
 
     outbox = Outbox(
         rules,
@@ -155,7 +154,7 @@ def no_adios() -> str:
 
 def no_shared_memory(spec: run.RunSpec) -> str:
     """Why no field of a case goes by shared memory; empty when one may, which the handshake will tell."""
-    if {spec.bulk.use, *spec.bulk.fields.values()} <= {"inline", "adios"}:
+    if {spec.bulk.use, *spec.bulk.fields.values()} <= {"inline"}:
         return "no field goes by shared memory"
     if spec.run.rung in ("inline", "threads") and spec.bulk.use == "auto":
         return "one process, whose Link is memory"

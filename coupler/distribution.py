@@ -39,17 +39,37 @@ def cut(length: int, parts: int, index: int) -> tuple[int, int]:
     return index * size + min(index, longer), size + (index < longer)
 
 
-def region(spec: FieldSpec, readers: int, reader: int, distribution: Distribution) -> Region:
-    """The region of one reader; with `"steps"` all of it, of the steps that are its own (`takes`)."""
-    if distribution == "steps" or spec.kind == "scalar" or not spec.shape:
-        return Region.whole(spec)
-    axis = 0 if spec.kind == "particle" else max(range(len(spec.shape)), key=lambda a: spec.shape[a])
-    begin, length = cut(spec.shape[axis], readers, reader)
-    offset, shape = [0] * len(spec.shape), list(spec.shape)
-    offset[axis], shape[axis] = begin, length
-    return Region(tuple(offset), tuple(shape))
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several readers takes.
 
+    Attributes:
+        distribution: How they share.
+        readers: Their number.
+        reader: Which one, from 0.
+    """
 
-def takes(number: int, readers: int, reader: int, distribution: Distribution) -> bool:
-    """Whether a reader takes anything of the step of that number."""
-    return distribution == "blocks" or number % readers == reader
+    distribution: Distribution
+    readers: int
+    reader: int
+
+    def __post_init__(self) -> None:
+        if self.distribution not in ("steps", "blocks") or not 0 <= self.reader < self.readers:
+            raise ValueError(
+                f'reader {self.reader} of {self.readers} by "{self.distribution}" cannot be; readers count from 0, and '
+                'share by "steps" or "blocks"'
+            )
+
+    def takes(self, number: int) -> bool:
+        """Whether this reader takes anything of the step of that number."""
+        return self.distribution == "blocks" or number % self.readers == self.reader
+
+    def region(self, spec: FieldSpec) -> Region:
+        """Its region of a field, in the steps that it takes."""
+        if self.distribution == "steps" or spec.kind == "scalar" or not spec.shape:
+            return Region.whole(spec)
+        axis = 0 if spec.kind == "particle" else max(range(len(spec.shape)), key=lambda a: spec.shape[a])
+        begin, length = cut(spec.shape[axis], self.readers, self.reader)
+        offset, shape = [0] * len(spec.shape), list(spec.shape)
+        offset[axis], shape[axis] = begin, length
+        return Region(tuple(offset), tuple(shape))

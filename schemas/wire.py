@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from schemas.fields import DTYPES, Block
-from schemas.messages import Advice, Ask, BlockEntry, Message, Push
+from schemas.messages import Advice, Ask, BlockEntry, Message, Place, Push
 
 Frame = bytes | memoryview
 _encode = msgspec.msgpack.Encoder().encode
@@ -72,6 +72,13 @@ def block_table(blocks: Mapping[str, Block], digest: bool = True) -> tuple[tuple
     return tuple(table), frames
 
 
+def entry(name: str, block: Block, place: Place) -> BlockEntry:
+    """The line of the table for a Block that lies in a place. There is no digest: nothing carries it anywhere."""
+    array, has_ids = block.array, block.ids is not None
+    offset = () if has_ids else block.offset
+    return BlockEntry(name, array.dtype.newbyteorder("<").str, array.shape, offset, has_ids, 0, place)
+
+
 def encode(message: Message, frames: Sequence[Frame] = ()) -> list[Frame]:
     """The frames of a message; `frames` are those that `block_table` made for its table."""
     head = _encode(message)
@@ -107,17 +114,22 @@ def decode(
     except (ValueError, OverflowError, RecursionError) as error:  # msgspec lets UnicodeDecodeError through
         raise WireError(f"Frame 0 is not a message of this version: {error}") from error
     try:
-        return message, _blocks(_table(message), frames[1:], max_bytes, fetch)
+        return message, blocks_of(_table(message), frames[1:], max_bytes, fetch)
     except WireError as error:
         raise BlocksLost(str(error), message) from error
 
 
-def _blocks(
+def blocks_of(
     table: tuple[BlockEntry, ...],
-    frames: Sequence[Frame],
-    max_bytes: int,
-    fetch: Callable[[BlockEntry], Sequence[Frame]] | None,
+    frames: Sequence[Frame] = (),
+    max_bytes: int = 0,
+    fetch: Callable[[BlockEntry], Sequence[Frame]] | None = None,
 ) -> dict[str, Block]:
+    """The Blocks of a table; see `decode`.
+
+    Raises:
+        WireError: They cannot be had.
+    """
     expected = sum([1 + entry.has_ids for entry in table if entry.place is None])
     if len(frames) != expected:
         raise WireError(f"The block table announces {expected} array frames, {len(frames)} came.")

@@ -8,7 +8,8 @@ Facts that shape this module, each measured (ADIOS2 2.12):
 - The bindings hold the interpreter's lock while they wait: no second Python thread may take part in a stream.
 - A reader's `open` ends when the writer comes by the next time, in a step of its own. So it takes as long as a step of
   the solver, and only one direction of a connection may be opened while the other side may be waiting.
-- A writer that ends its step for a reader that is stopped would wait for ever under any other policy than `Discard`.
+- A writer that ends its step for a reader that is stopped would wait for ever under any policy but `Discard`; for one
+  that is killed just then it may wait for ever under any. So a rank writes through `coupler.bulks.courier`.
 - SST leaves Nagle's algorithm on: two small messages in turn then take 40 ms each on loopback. `hurry` turns it off.
 - The queue counts the steps that are kept in reserve: with no more room than for these, every later step is dropped,
   and the reader waits for it whatever its time-out says. So the queue is longer than the reserve.
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.distribution import Region
+from coupler.distribution import Region, Share
 from coupler.errors import LinkError
 from schemas.fields import Array, Block, FieldSpec
 
@@ -123,14 +124,16 @@ class AdiosWriter:
         self._engine = _open(self._io, path, "Write", comm)
         self._number = 0
 
-    def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> int:
+    def put(self, step: int, time: float, blocks: Mapping[str, Block], number: int | None = None) -> int:
         """Hands a step to SST, which copies it; gives its number. It may be dropped; it never waits for a reader.
 
         Args:
             step: Coupling step.
             time: Simulated time.
             blocks: This writer's Blocks. Any of them may be empty.
+            number: Number to give it; one more than that of the last when None.
         """
+        self._number = self._number if number is None else number
         self._engine.begin_step()
         kept = []  # SST reads the arrays when the step ends
         if self._rank == 0:
@@ -222,15 +225,13 @@ class AdiosReader:
         self._turn = self._reads = 0
         self._ahead: Step | None = None  # read while looking for an earlier one
 
-    def next(
-        self, timeout_s: float, regions: Mapping[str, Region] | None = None, *, as_put: bool = False
-    ) -> Step | None:
-        """The next step, with the Blocks of this reader's regions; None when none came in time.
+    def next(self, timeout_s: float, share: Share | None = None, *, as_put: bool = False) -> Step | None:
+        """The next step, with what this reader takes of it; None when none came in time.
 
         Args:
             timeout_s: How long to wait for it.
-            regions: Region by field, as `coupler.distribution` gives it; everything when None.
-            as_put: Instead of regions, the Blocks as the only writer put them.
+            share: What it takes; everything when None.
+            as_put: Instead of a share, the Blocks as the only writer put them.
 
         Raises:
             LinkError: The stream has ended, or its writer is gone.
@@ -239,16 +240,16 @@ class AdiosReader:
         while self._begin(max(end - time.monotonic(), 0.0)):
             try:
                 if self._io.inquire_variable(NUMBER) is not None:  # else the writer only came by
-                    return self._step(regions, as_put)
+                    return self._step(share, as_put)
             finally:
                 self._engine.end_step()
         return None
 
-    def _step(self, regions: Mapping[str, Region] | None, as_put: bool) -> Step:
+    def _step(self, share: Share | None, as_put: bool) -> Step:
         found = Step(int(self._head(NUMBER)), int(self._head(STEP)), self._head(TIME))
         self._turn = (self._turn + 1) % SETS
-        for name, spec in self._fields.items():
-            region = self._put_region(spec) if as_put else regions[name] if regions else Region.whole(spec)
+        for name, spec in self._fields.items() if share is None or share.takes(found.number) else ():
+            region = self._put_region(spec) if as_put else share.region(spec) if share else Region.whole(spec)
             block = self._read(spec, region)
             if block is not None:
                 found.blocks[name] = block
@@ -413,5 +414,5 @@ def _contact(path: Path) -> Path:
 
 
 def _plain(array: Array) -> Array:
-    """The array in C order and little-endian, copied if it is not."""
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    """The array in C order, little-endian and writable, as ADIOS2 wants it; copied if it is not."""
+    return np.require(array, array.dtype.newbyteorder("<"), ["C", "W"])

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from coupler.bulks.choice import SMALL_BYTES, BulkRules, Route, choose
+from coupler.bulks.courier import Crowded
 from coupler.bulks.ring import Ring, needed
 from coupler.bulks.shared import RingFile
 from coupler.errors import LinkError
@@ -26,16 +27,12 @@ SPARE_SLOTS = 4
 
 
 class Stream(Protocol):
-    """The writing side of a stepwise stream, as `coupler.bulks.adios` makes it."""
+    """The writing side of a stepwise stream, as `coupler.bulks.courier` makes it."""
 
     name: str
 
     def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> int:
         """Writes a step without waiting for a reader; gives its number in the stream."""
-        ...
-
-    def come_by(self) -> None:
-        """Lets readers that are opening in."""
         ...
 
     def close(self) -> None:
@@ -123,7 +120,7 @@ class Outbox:
         rest = {name: block for name, block in blocks.items() if name not in places} if places else blocks
         table, frames = wire.block_table(rest, self._digest)
         if places:
-            table = (*(_entry(name, blocks[name], place) for name, place in places.items()), *table)
+            table = (*(wire.entry(name, blocks[name], place) for name, place in places.items()), *table)
         return Parcel(table, frames, slot, bool(streamed))
 
     def sent(self, parcel: Parcel, key: int) -> None:
@@ -221,15 +218,13 @@ class Outbox:
                 assert self._open_stream is not None  # else `_no_stream` had said so
                 self._stream = self._open_stream()
             number = self._stream.put(step, time, blocks)
-        except LinkError as error:
+        except Crowded:
+            self.crowded += 1
+            return {}
+        except (LinkError, OSError) as error:
             self.no_stream(str(error))
             return {}
         return {name: Place("adios", self._stream.name, 0, number, 0) for name in blocks}
-
-    def come_by(self) -> None:
-        """Lets a reader of the stream in that is still opening; called while nothing was read from it yet."""
-        if self._stream is not None:
-            self._stream.come_by()
 
     def no_stream(self, reason: str) -> None:
         """The stream does not come up, or does not arrive: its fields go another way from now on."""
@@ -246,10 +241,3 @@ class Outbox:
 def needed_room(size: int) -> int:
     """Room for a Block that has grown once and may grow again."""
     return -(-int(size * GROWTH) // 64) * 64
-
-
-def _entry(name: str, block: Block, place: Place) -> BlockEntry:
-    array, has_ids = block.array, block.ids is not None
-    return BlockEntry(
-        name, array.dtype.newbyteorder("<").str, array.shape, () if has_ids else block.offset, has_ids, 0, place
-    )

@@ -70,9 +70,14 @@ class RingFile:
 class RingReader:
     """Finds Blocks in the rings of one folder. Owned by one thread."""
 
-    def __init__(self, folder: Path) -> None:
-        """Args: folder: `folder.shared_folder` of the run."""
-        self._folder = folder
+    def __init__(self, folder: Path, *, writable: bool = False) -> None:
+        """Makes it; rings are mapped when they are first named.
+
+        Args:
+            folder: `folder.shared_folder` of the run.
+            writable: Whether to give out writable memory, for libraries that read from no other.
+        """
+        self._folder, self._writable = folder, writable
         self._rings: dict[str, _Mapped] = {}
 
     def fetch(self, entry: BlockEntry) -> list[memoryview]:
@@ -110,7 +115,7 @@ class RingReader:
         if not _NAME.fullmatch(name):
             raise WireError(f"{name!r} is no name of a ring.")
         try:
-            ring = _Mapped(self._folder / name)
+            ring = _Mapped(self._folder / name, self._writable)
         except (OSError, ValueError) as error:
             raise WireError(f"{name} is no ring that can be read here: {error}.") from error
         writer = name.rpartition("-")[0]
@@ -124,12 +129,13 @@ class RingReader:
 class _Mapped:
     """A ring's file as its reader sees it."""
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
+    def __init__(self, path: Path, writable: bool) -> None:
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        with path.open("r+b" if writable else "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < PAGE:
                 raise ValueError(f"it has {size} bytes")
-            kept = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+            kept = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=access)
         self.memory = memoryview(kept)
         self.slots, self.slot = read_header(self.memory)
         self.generations = np.frombuffer(self.memory, np.int64, offset=PAGE)[:: self.slot // 8]
