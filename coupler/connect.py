@@ -13,6 +13,7 @@ import xxhash
 
 from coupler import registry
 from coupler.bulks import folder as bulk_folder
+from coupler.bulks.adios_engine import RESERVE
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import BulkRules
 from coupler.bulks.courier import Courier
@@ -140,16 +141,17 @@ def bulk(
 def bulk_rules(spec: run.RunSpec) -> BulkRules:
     """What the case says about the bulk."""
     own = spec.bulk
-    return BulkRules(
-        use=own.use, fields=dict(own.fields), slots=own.slots, adios={k: str(v) for k, v in own.adios.items()}
-    )
+    adios = {key: str(value) for key, value in own.adios.items()}
+    if not any(key.lower() == "queuelimit" for key in adios):
+        adios["QueueLimit"] = str(spec.link.credit + RESERVE + SPARE_SLOTS)
+    return BulkRules(use=own.use, fields=dict(own.fields), slots=own.slots, adios=adios)
 
 
 def no_adios() -> str:
     """Why ADIOS2 cannot be used here; empty when it can."""
-    from coupler.bulks import adios
+    from coupler.bulks import adios_engine
 
-    return adios.available()
+    return adios_engine.available()
 
 
 def no_shared_memory(spec: run.RunSpec) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coupler.bulks.adios import refused
+from coupler.bulks.adios_engine import refused
 from coupler.bulks.outbox import SPARE_SLOTS
 from coupler.connect import bulk_rules
 from coupler.contracts import Simulation, Task

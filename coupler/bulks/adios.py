@@ -2,26 +2,11 @@
 
 SST's own queue is a short mailbox that drops what is not read in time, and it is silent about it. So each step carries
 a number of its own; the layer above says what was read, and counts what was not.
-
-Facts that shape this module, each measured (ADIOS2 2.12):
-
-- The bindings hold the interpreter's lock while they wait: no second Python thread may take part in a stream.
-- A reader's `open` ends when the writer comes by the next time, in a step of its own. So it takes as long as a step of
-  the solver, and only one direction of a connection may be opened while the other side may be waiting.
-- A writer that ends its step for a reader that is stopped would wait for ever under any policy but `Discard`; for one
-  that is killed just then it may wait for ever under any. So a rank writes through `coupler.bulks.courier`.
-- SST leaves Nagle's algorithm on: two small messages in turn then take 40 ms each on loopback. `hurry` turns it off.
-- The queue counts the steps that are kept in reserve: with no more room than for these, every later step is dropped,
-  and the reader waits for it whatever its time-out says. So the queue is longer than the reserve.
-- A writer that was killed leaves its contact file, and a reader that finds it fails at once.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,59 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coupler.bulks.adios_engine import Sockets, engine_io, open_engine
 from coupler.distribution import Region, Share
 from coupler.errors import LinkError
 from schemas.fields import Array, Block, FieldSpec
 
-DEFAULTS = {
-    "QueueLimit": "12",
-    "ReserveQueueLimit": "4",
-    "QueueFullPolicy": "Discard",
-    "RendezvousReaderCount": "0",
-}
-"""A short queue that never blocks; the reserve keeps the first steps for a reader that is still opening."""
-OURS = {
-    "queuefullpolicy": "Discard: with any other a reader that stops would stop the solver",
-    "rendezvousreadercount": "0: the solver does not wait for readers",
-    "opentimeoutsecs": "set by the coupler",
-}
-HURRIED_STEPS = 64
-"""Steps at which new sockets are looked for; later at every so many-th."""
 NUMBER, TIME, STEP = "coupler/number", "coupler/time", "coupler/step"
 SETS = 6
 """Sets of arrays that a reader fills in turn: a step's Blocks stay what they are while so many more are read."""
-
-
-def available(mpi: bool = False) -> str:
-    """Why ADIOS2 cannot be used here; empty when it can.
-
-    Args:
-        mpi: Whether a build with MPI is needed.
-    """
-    try:
-        adios2 = _adios2()
-    except ImportError as error:
-        return f'adios2 cannot be imported ({error}); pip install "coupler[adios]"'
-    if not adios2.__version__.startswith("2."):
-        return f"adios2 is {adios2.__version__}, and this release knows 2.x; pip install 'adios2<3'"
-    if mpi and not adios2.is_built_with_mpi:
-        return "adios2 is built without MPI, as the wheel is; run make adios-mpi"
-    return ""
-
-
-def refused(parameters: Mapping[str, str]) -> list[str]:
-    """What is wrong with engine parameters from a run file, one sentence each."""
-    found = [f"bulk.adios.{key} is fixed to {OURS[key.lower()]}" for key in parameters if key.lower() in OURS]
-    for key, value in parameters.items():
-        if key.lower() in ("queuelimit", "reservequeuelimit") and not (value.isdecimal() and int(value) > 0):
-            found.append(f"bulk.adios.{key} is {value}; a queue without a limit would fill the memory: give 1 or more")
-    sizes = {key.lower(): value for key, value in {**DEFAULTS, **parameters}.items()}
-    queue, reserve = sizes["queuelimit"], sizes["reservequeuelimit"]
-    if not found and int(queue) <= int(reserve):
-        found.append(
-            f"bulk.adios.QueueLimit is {queue}; it must exceed ReserveQueueLimit = {reserve}, which it includes"
-        )
-    return found
 
 
 class StepDropped(LinkError):
@@ -118,10 +58,10 @@ class AdiosWriter:
             _contact(path).unlink(missing_ok=True)  # of a writer that was killed
         if comm is not None:
             comm.Barrier()
-        self._sockets = _Sockets()
-        self._io = _io(self.name, parameters or {}, comm)
+        self._sockets = Sockets()
+        self._io = engine_io(self.name, parameters or {}, comm)
         self._variables: dict[str, Any] = {}
-        self._engine = _open(self._io, path, "Write", comm)
+        self._engine = open_engine(self._io, path, "Write", comm)
         self._number = 0
 
     def put(self, step: int, time: float, blocks: Mapping[str, Block], number: int | None = None) -> int:
@@ -218,9 +158,9 @@ class AdiosReader:
         self._fields = {spec.name: spec for spec in fields}
         self._path = path
         seconds = str(max(1, math.ceil(open_timeout_s)))
-        self._sockets = _Sockets()
-        self._io = _io(f"{path.name}-read", {**(parameters or {}), "OpenTimeoutSecs": seconds}, comm)
-        self._engine = _open(self._io, path, "Read", comm)
+        self._sockets = Sockets()
+        self._io = engine_io(f"{path.name}-read", {**(parameters or {}), "OpenTimeoutSecs": seconds}, comm)
+        self._engine = open_engine(self._io, path, "Read", comm)
         self._sets: list[dict[str, Array]] = [{} for _ in range(SETS)]
         self._turn = self._reads = 0
         self._ahead: Step | None = None  # read while looking for an earlier one
@@ -347,62 +287,6 @@ class AdiosReader:
         if kept is None or kept.shape != tuple(shape):
             kept = self._sets[self._turn][name] = np.zeros(shape, dtype)
         return kept
-
-
-class _Sockets:
-    """The TCP sockets that this process has opened since."""
-
-    def __init__(self) -> None:
-        self._before = set(os.listdir("/proc/self/fd"))
-
-    def hurry(self, turn: int) -> None:
-        """Turns Nagle's algorithm off on new ones; looks at the first turns and then now and again."""
-        if turn >= HURRIED_STEPS and turn % HURRIED_STEPS:
-            return
-        for number in set(os.listdir("/proc/self/fd")) - self._before:
-            try:
-                if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
-                    continue
-                copy = os.dup(int(number))
-            except OSError:  # closed meanwhile
-                continue
-            with socket.socket(fileno=copy) as found:
-                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
-                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _adios2() -> Any:
-    """The module. It would import torch where that is installed, which no simulation may."""
-    hidden = "adios2" not in sys.modules and "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import adios2
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return adios2
-
-
-def _io(name: str, parameters: Mapping[str, str], comm: Any) -> Any:
-    if reason := available(mpi=comm is not None):
-        raise LinkError(reason)
-    adios2 = _adios2()
-    adios = adios2.Adios() if comm is None else adios2.Adios(comm)
-    io = adios.declare_io(name)
-    io.owner = adios  # it would end with its last reference, and the IO with it
-    io.set_engine("SST")
-    io.set_parameters({**DEFAULTS, **parameters})
-    return io
-
-
-def _open(io: Any, path: Path, mode: str, comm: Any) -> Any:
-    from adios2.bindings import Mode
-
-    try:
-        return io.open(str(path), getattr(Mode, mode), *([] if comm is None else [comm]))
-    except (RuntimeError, ValueError) as error:
-        raise LinkError(f"the stream {path.name} cannot be opened: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class Courier:
 
     Attributes:
         name: Name of the stream.
+        pid: The process.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Courier:
         self._unwritten = bytearray()
         command = [sys.executable, "-m", "coupler.bulks.courier", str(path), str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.pid = self._process.pid
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coupler.bulks import adios
+from coupler.bulks import adios_engine as adios
+from coupler.bulks.courier import SLOTS, Courier, Crowded
+from coupler.errors import LinkError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from adios_peer import blocks, told
+from adios_peer import FIELDS, blocks, told
 
 pytestmark = pytest.mark.skipif(bool(adios.available()), reason=adios.available() or "-")
 SCRIPT = Path(__file__).with_name("adios_peer.py")
@@ -88,22 +91,56 @@ def test_blocks_arrive_as_they_were_put(pair: tuple[Peer, Peer]) -> None:
 
 def test_what_the_queue_dropped_is_told(pair: tuple[Peer, Peer]) -> None:
     writer, reader = pair
-    numbers = [writer.do(f"put {step}") for step in range(30)]
-    answers = [reader.do(f"fetch {number} 0.2") for number in numbers]
+    numbers: list[int] = [writer.do(f"put {step}") for step in range(30)]
+    answers: list[Any] = []
+    for number in numbers:
+        reader.ask(f"fetch {number} 0.2")
+        if not reader.has_said(1.0):  # behind dropped steps SST waits for the next one, whatever its time-out says
+            numbers.append(writer.do(f"put {len(numbers)}"))
+        answers.append(reader.hear())
     lost = [answer for answer in answers if isinstance(answer, str)]
     kept = [step for step, answer in enumerate(answers) if isinstance(answer, dict)]
-    assert lost and kept and len(lost) + len(kept) == 30 and all("StepDropped" in answer for answer in lost)
+    assert lost and kept and len(lost) + len(kept) == 31 and all("StepDropped" in answer for answer in lost)
     assert all(answers[step]["x"] == told(blocks(step))["x"] for step in kept)
-    number = writer.do("put 30")
-    assert isinstance(reader.do(f"fetch {number} 10"), dict)  # the stream goes on
+    assert kept[-1] == 30  # the stream goes on
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_reader_that_dies_or_stops_does_not_hold_the_writer(pair: tuple[Peer, Peer], how: signal.Signals) -> None:
-    writer, reader = pair
-    assert isinstance(reader.do(f"fetch {writer.do('put 0')} 10"), dict)
-    reader.process.send_signal(how)
-    assert [writer.do(f"put {step}") is not None for step in range(1, 60)] == [True] * 59
+def test_a_reader_that_dies_or_stops_does_not_hold_the_rank(tmp_path: Path, how: signal.Signals) -> None:
+    courier = Courier(tmp_path / "stream", FIELDS, {}, tmp_path, "rank-0")
+    reader = Peer("read", tmp_path)
+    try:
+        assert reader.hear() == "open"  # the courier comes by when it has nothing to do
+        assert isinstance(reader.do(f"fetch {courier.put(0, 0.0, blocks(0))} 10"), dict)
+        reader.process.send_signal(how)
+        for step in range(1, 60):
+            with suppress(Crowded):
+                courier.put(step, 0.0, blocks(step))
+    finally:
+        courier.close()
+        reader.end()
+
+
+def test_a_courier_that_is_killed_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    courier = Courier(tmp_path / "stream", FIELDS, {}, tmp_path, "rank-0")
+    courier.put(0, 0.0, blocks(0))
+    os.kill(courier.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, courier.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(LinkError, match="has ended with code -9"):
+        courier.put(1, 0.0, blocks(1))
+    courier.close()
+    assert not list(tmp_path.glob("rank-0-*"))
+
+
+def test_a_courier_that_stops_is_crowded_at_last(tmp_path: Path) -> None:
+    courier = Courier(tmp_path / "stream", FIELDS, {}, tmp_path, "rank-0")
+    os.kill(courier.pid, signal.SIGSTOP)
+    numbers = [courier.put(step, 0.0, blocks(0)) for step in range(SLOTS)]
+    assert numbers == list(range(SLOTS))
+    with pytest.raises(Crowded, match="keep up"):
+        courier.put(SLOTS, 0.0, blocks(0))
+    os.kill(courier.pid, signal.SIGKILL)
+    courier.close()
 
 
 def test_a_writer_that_is_killed_ends_the_stream(pair: tuple[Peer, Peer]) -> None:

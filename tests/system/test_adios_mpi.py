@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coupler.bulks.adios import available
+from coupler.bulks.adios_engine import available
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(bool(available(mpi=True)), reason=available(mpi=True) or "-")]

@@ -1,0 +1,140 @@
+"""What every use of ADIOS2 has in common: the package, the SST engine and its parameters, its sockets.
+
+Facts that shape this module and `coupler.bulks.adios`, each measured (ADIOS2 2.12):
+
+- The bindings hold the interpreter's lock while they wait: no second Python thread may take part in a stream.
+- A reader's `open` ends when the writer comes by the next time, in a step of its own. So it takes as long as a step of
+  the solver, and only one direction of a connection may be opened while the other side may be waiting.
+- A writer that ends its step for a reader that is stopped would wait for ever under any policy but `Discard`; for one
+  that is killed just then it may wait for ever under any. So a rank writes through `coupler.bulks.courier`.
+- SST leaves Nagle's algorithm on: two small messages in turn then take 40 ms each on loopback. `hurry` turns it off.
+- The queue counts the steps that are kept in reserve. Once a step was dropped, a reader waits for the next one whatever
+  its time-out says. So the queue has room for the reserve and for all that the credit lets be under way.
+- A writer that was killed leaves its contact file, and a reader that finds it fails at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from coupler.errors import LinkError
+
+RESERVE = 4
+"""Steps kept for a reader that is still opening the stream."""
+DEFAULTS = {
+    "QueueLimit": "16",
+    "ReserveQueueLimit": str(RESERVE),
+    "QueueFullPolicy": "Discard",
+    "RendezvousReaderCount": "0",
+}
+"""A short queue that never blocks; the reserve keeps the first steps for a reader that is still opening."""
+OURS = {
+    "queuefullpolicy": "Discard: with any other a reader that stops would stop the solver",
+    "rendezvousreadercount": "0: the solver does not wait for readers",
+    "opentimeoutsecs": "set by the coupler",
+}
+HURRIED_STEPS = 64
+"""Steps at which new sockets are looked for; later at every so many-th."""
+
+
+def available(mpi: bool = False) -> str:
+    """Why ADIOS2 cannot be used here; empty when it can.
+
+    Args:
+        mpi: Whether a build with MPI is needed.
+    """
+    try:
+        adios2 = adios2_module()
+    except ImportError as error:
+        return f'adios2 cannot be imported ({error}); pip install "coupler[adios]"'
+    if not adios2.__version__.startswith("2."):
+        return f"adios2 is {adios2.__version__}, and this release knows 2.x; pip install 'adios2<3'"
+    if mpi and not adios2.is_built_with_mpi:
+        return "adios2 is built without MPI, as the wheel is; run make adios-mpi"
+    return ""
+
+
+def refused(parameters: Mapping[str, str]) -> list[str]:
+    """What is wrong with engine parameters from a run file, one sentence each."""
+    found = [f"bulk.adios.{key} is fixed to {OURS[key.lower()]}" for key in parameters if key.lower() in OURS]
+    for key, value in parameters.items():
+        if key.lower() in ("queuelimit", "reservequeuelimit") and not (value.isdecimal() and int(value) > 0):
+            found.append(f"bulk.adios.{key} is {value}; a queue without a limit would fill the memory: give 1 or more")
+    sizes = {key.lower(): value for key, value in {**DEFAULTS, **parameters}.items()}
+    queue, reserve = sizes["queuelimit"], sizes["reservequeuelimit"]
+    if not found and int(queue) <= int(reserve):
+        found.append(
+            f"bulk.adios.QueueLimit is {queue}; it must exceed ReserveQueueLimit = {reserve}, which it includes"
+        )
+    return found
+
+
+class Sockets:
+    """The TCP sockets that this process has opened since."""
+
+    def __init__(self) -> None:
+        self._before = set(os.listdir("/proc/self/fd"))
+
+    def hurry(self, turn: int) -> None:
+        """Turns Nagle's algorithm off on new ones; looks at the first turns and then now and again."""
+        if turn >= HURRIED_STEPS and turn % HURRIED_STEPS:
+            return
+        for number in set(os.listdir("/proc/self/fd")) - self._before:
+            try:
+                if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
+                    continue
+                copy = os.dup(int(number))
+            except OSError:  # closed meanwhile
+                continue
+            with socket.socket(fileno=copy) as found:
+                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def adios2_module() -> Any:
+    """The module. It would import torch where that is installed, which no simulation may."""
+    hidden = "adios2" not in sys.modules and "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import adios2
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return adios2
+
+
+def engine_io(name: str, parameters: Mapping[str, str], comm: Any) -> Any:
+    """An IO of the SST engine with its parameters, on top of `DEFAULTS`.
+
+    Raises:
+        LinkError: ADIOS2 cannot be used.
+    """
+    if reason := available(mpi=comm is not None):
+        raise LinkError(reason)
+    adios2 = adios2_module()
+    adios = adios2.Adios() if comm is None else adios2.Adios(comm)
+    io = adios.declare_io(name)
+    io.owner = adios  # it would end with its last reference, and the IO with it
+    io.set_engine("SST")
+    io.set_parameters({**DEFAULTS, **parameters})
+    return io
+
+
+def open_engine(io: Any, path: Path, mode: str, comm: Any) -> Any:
+    """The engine of a stream, opened to `Read` or `Write`.
+
+    Raises:
+        LinkError: It cannot be opened.
+    """
+    from adios2.bindings import Mode
+
+    try:
+        return io.open(str(path), getattr(Mode, mode), *([] if comm is None else [comm]))
+    except (RuntimeError, ValueError) as error:
+        raise LinkError(f"the stream {path.name} cannot be opened: {str(error).strip().splitlines()[-1]}") from error
