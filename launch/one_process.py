@@ -15,6 +15,7 @@ from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
+from ml_servers.recorder import Recorder
 from ml_servers.server import Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
@@ -88,7 +89,7 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
     hub = MemoryHub(capacity_bytes=HUB_BYTES)
     with tempfile.TemporaryDirectory(prefix="coupler-") as slots:
         server = _server(spec, folder, hub, Path(slots), log)
-        trainers = [
+        trainers: list[Trainer] = [
             Trainer(
                 task_maker(spec),
                 task.name,
@@ -99,6 +100,8 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
             )
             for task in spec.tasks
         ]
+        if spec.output.record is not None:
+            trainers.append(Recorder(spec.run.name, hub.connect(b"recorder"), folder, log=log))
         link = hub.connect(b"rank-0")
         try:
             if spec.run.rung == "inline":
@@ -130,6 +133,7 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         buffer_bytes=BUFFER_BYTES,
         max_message_bytes=spec.link.max_message_bytes,
         digest=spec.link.digest,
+        records=spec.output.record is not None,
         log=log,
         **deterministic,
     )

@@ -14,6 +14,8 @@ from coupler.files import write_whole
 from ml_servers import checkpoint
 from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
 from ml_servers.facts import summary
+from ml_servers.keeping import Keeping
+from ml_servers.recorder import RECORDER
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
@@ -41,6 +43,7 @@ class Server:
         buffer_bytes: int,
         max_message_bytes: int,
         digest: bool = True,
+        records: bool = False,
         cpu_clock: Callable[[], float] = time.process_time,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -55,6 +58,7 @@ class Server:
             buffer_bytes: Largest size of the slots file.
             max_message_bytes: Largest message accepted.
             digest: Whether learned states carry digests.
+            records: Whether a recorder will ask for the states.
             cpu_clock: CPU seconds of this process.
             log: Takes one line for each event that a person may want to read.
         """
@@ -65,12 +69,14 @@ class Server:
         self.train_cpu_s = 0.0
         self.superseded = 0
         self.untrained = 0
+        self.keeping = Keeping(records)
         self._link, self._folder, self._log = link, folder, log
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
         self._max_message_bytes, self._digest = max_message_bytes, digest
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._trainers: dict[str, bytes] = {}
+        self._recorder = b""
         self._told: set[str] = set()  # tasks whose failure was logged
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -105,11 +111,15 @@ class Server:
 
     def close(self) -> None:
         """Ends the trainers, writes what the server knows into the run folder and frees everything."""
-        for peer in self._trainers.values():
+        for peer in self._consumers():
             self._send(peer, Halt())
         facts = summary(self.core)
         facts["train_s"] = self.train_cpu_s
         facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}
+        if self.keeping.wanted:
+            facts["recording"] = {key: getattr(self.keeping, key) for key in ("given", "missed", "failure")}
+        if self.keeping.missed:
+            self._log(f"The recorder missed {self.keeping.missed} states, which are not in the recording.")
         write_whole(self._folder / SUMMARY, json.dumps(facts, indent=1))
         self._link.close(LINGER_S)
         if self.slots is not None:
@@ -136,9 +146,11 @@ class Server:
         """Hands an assembled state to the trainers, in the slot that it was assembled in."""
         assert self.slots is not None  # a state was assembled, so the slots exist
         arrays = {name: block.array for name, block in snapshot.blocks.items()}
-        slot = self.slots.filled(arrays, len(self._trainers) if trains else 0)
+        keeps = trains and self.keeping.has_room(self.slots.count)
+        slot = self.slots.filled(arrays, len(self._trainers) + keeps if trains else 0)
         if slot is None:
             self.untrained += trains
+            self.keeping.missed += keeps
             return
         generation = self.slots.generation(slot)
         sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)
@@ -146,6 +158,8 @@ class Server:
             if not self._send(peer, sample):
                 self.slots.release(slot)
                 self.untrained += 1
+        if keeps and not self.keeping.give(sample):
+            self.slots.release(slot)
 
     def _fail(self, task: str, reason: str) -> None:
         self.core.failed(task, reason)
@@ -171,9 +185,13 @@ class Server:
         size = sum(spec.nbytes for spec in fields) + 8192
         count = int(min(max(self._buffer_bytes // size, 4), MOST_SLOTS))
         self.slots = Slots(self._slot_folder / SLOTS, fields, count, create=True)
-        for peer in self._trainers.values():
+        for peer in self._consumers():
             self._send(peer, self._begin(self.slots))
         return self.slots
+
+    def _consumers(self) -> list[bytes]:
+        """Peers that take states: the trainers, and the recorder."""
+        return [*self._trainers.values(), *([self._recorder] if self._recorder else [])]
 
     def _begin(self, slots: Slots) -> Begin:
         return Begin(slots.fields, str(slots.path), slots.count)
@@ -184,15 +202,25 @@ class Server:
         if ready.version != VERSION or ready.run != self.core.settings.run:
             self._send(peer, Refusal("This trainer belongs to another run or release."))
             return
-        self._trainers[ready.task] = peer
         if self.slots is not None:
             self._send(peer, self._begin(self.slots))
+        if ready.task == RECORDER:
+            self._recorder = peer
+            for sample in self.keeping.ready(lambda sample: self._send(peer, sample)):
+                if self.slots is not None:
+                    self.slots.release(sample.slot)
+            self._log("The recorder is up.")
+            return
+        self._trainers[ready.task] = peer
         self._log(f"The trainer of {ready.task} is up.")
 
     def _trained(self, done: Trained) -> None:
         for slot in done.released:
             if self.slots is not None:
                 self.slots.release(slot)
+        if done.task == RECORDER:
+            self._recorded(done)
+            return
         self.train_cpu_s += done.cpu_s
         self.core.charge(done.cpu_s)
         self.superseded = max(self.superseded, done.superseded)
@@ -216,3 +244,11 @@ class Server:
             )
         elif done.calibrated:
             self.core.calibrated(done.task, backtests)
+
+    def _recorded(self, done: Trained) -> None:
+        self.keeping.released(done.released)
+        if done.failure:
+            for slot in self.keeping.failed(done.failure):
+                if self.slots is not None:
+                    self.slots.release(slot)
+            self._log(f"The recorder has stopped, and the run goes on without it: {done.failure}")

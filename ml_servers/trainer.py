@@ -6,14 +6,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from coupler.contracts import Backtest, Link, Report, Task
+from coupler.contracts import Backtest, Link, Report
 from coupler.errors import LinkError
 from ml_servers import checkpoint
-from ml_servers.core import MakeTask
 from ml_servers.slots import Slots
 from schemas import wire
-from schemas.fields import Block, Snapshot
+from schemas.fields import Array, Block, FieldSpec, Snapshot
 from schemas.messages import VERSION, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
 
 CHECKPOINTS = "checkpoint"
@@ -21,6 +21,22 @@ IDLE_S = 0.25
 """Longest wait for samples when there is nothing to learn."""
 ALIVE_S = 0.5
 """A trainer that learns says so at least this often: its progress beat."""
+
+
+class Learner(Protocol):
+    """What a Trainer feeds: the learning half of a `Task`."""
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """See `Task.observe`."""
+        ...
+
+    def learn(self, steps: int) -> Report:
+        """See `Task.learn`."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """See `Task.state`."""
+        ...
 
 
 class Trainer:
@@ -32,7 +48,7 @@ class Trainer:
 
     def __init__(
         self,
-        make_task: MakeTask,
+        make_task: Callable[[str, tuple[FieldSpec, ...]], Learner],
         name: str,
         run: str,
         link: Link,
@@ -54,7 +70,7 @@ class Trainer:
         self.name = name
         self.halted = False
         self.failed = False
-        self.task: Task | None = None
+        self.task: Learner | None = None
         self._make_task = make_task
         self._slots: Slots | None = None
         self._run, self._link = run, link
@@ -99,7 +115,7 @@ class Trainer:
         if news or time.monotonic() - self._reported > ALIVE_S:
             self._tell(promoted)
 
-    def _learn(self, task: Task) -> bool:
+    def _learn(self, task: Learner) -> bool:
         """One step of learning, then rest as the pace asks. True when another model is to serve."""
         before, began = self._report.version, self._clock()
         self._pending = False
@@ -138,7 +154,7 @@ class Trainer:
             return
         self.task = self._make_task(self.name, begin.fields)
 
-    def _observe(self, sample: Sample, task: Task, slots: Slots) -> bool:
+    def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
         self._released.append(sample.slot)
         if slots.generation(sample.slot) != sample.generation:
             return False
