@@ -133,7 +133,6 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         buffer_bytes=BUFFER_BYTES,
         max_message_bytes=spec.link.max_message_bytes,
         digest=spec.link.digest,
-        records=spec.output.record is not None,
         log=log,
         **deterministic,
     )

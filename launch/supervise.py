@@ -189,9 +189,11 @@ class Supervisor:
         """
         end = time.monotonic() + FAREWELL_S
         for role in ("server", "recorder"):
+            if role == "recorder" and any(child.popen.poll() != 0 for child in self._of("server")):
+                return  # nobody has told it to end; it is asked to when everything is stopped
             children = self._of(role)
             while any(child.runs and not is_stopped(child.popen.pid) for child in children):
-                if asked() or time.monotonic() > end or (role == "recorder" and self._server_failed):
+                if asked() or time.monotonic() > end:
                     break
                 time.sleep(0.02)
             for child in children:
@@ -199,10 +201,6 @@ class Supervisor:
                     child.noticed = True
                     how = "was stopped" if is_stopped(child.popen.pid) else "did not end"
                     outcome.lost.append(f"The process {child.process.name!r} {how} when the simulation had ended.")
-
-    @property
-    def _server_failed(self) -> bool:
-        return any(child.popen.poll() != 0 for child in self._of("server"))
 
 
 def last_line(log: Path) -> str:

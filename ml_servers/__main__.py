@@ -64,7 +64,6 @@ def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
             buffer_bytes=BUFFER_BYTES,
             max_message_bytes=spec.link.max_message_bytes,
             digest=spec.link.digest,
-            records=spec.output.record is not None,
             log=log.info,
         )
         try:

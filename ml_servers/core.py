@@ -39,6 +39,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         credit: Messages that a rank may have in flight.
         overhead: See `ml_servers.budget`.
         invariants: Largest relative drift of an invariant through learned states, by name.
+        records: Whether a recorder will ask for the states.
         first_epoch: Above all epochs that earlier servers of this run gave.
     """
 
@@ -52,6 +53,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     credit: int = 8
     overhead: float = 0.03
     invariants: dict[str, float] = {}
+    records: bool = False
     first_epoch: int = 1
 
 

@@ -1,4 +1,4 @@
-"""Which states go to the recorder. It must never hold up the server or the trainers: what it has no room for is missed."""
+"""Which states go to the recorder. It holds nobody up: a state that it has no room for is missed, and counted."""
 
 from __future__ import annotations
 

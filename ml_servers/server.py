@@ -43,7 +43,6 @@ class Server:
         buffer_bytes: int,
         max_message_bytes: int,
         digest: bool = True,
-        records: bool = False,
         cpu_clock: Callable[[], float] = time.process_time,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -58,7 +57,6 @@ class Server:
             buffer_bytes: Largest size of the slots file.
             max_message_bytes: Largest message accepted.
             digest: Whether learned states carry digests.
-            records: Whether a recorder will ask for the states.
             cpu_clock: CPU seconds of this process.
             log: Takes one line for each event that a person may want to read.
         """
@@ -69,7 +67,7 @@ class Server:
         self.train_cpu_s = 0.0
         self.superseded = 0
         self.untrained = 0
-        self.keeping = Keeping(records)
+        self.keeping = Keeping(settings.records)
         self._link, self._folder, self._log = link, folder, log
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
         self._max_message_bytes, self._digest = max_message_bytes, digest
