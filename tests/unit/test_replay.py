@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -70,7 +69,9 @@ def test_a_run_folder_is_played_from_its_recording(recording):
         assert all(np.array_equal(shown[name], state(step)[name]) for name in shown.blocks)
         if step < 29:
             simulation.integrate(DT, 1)
-    with pytest.raises(SimulationFailed, match="played to its end, step 29.*step 30 was asked for; set run.steps to 29"):
+    with pytest.raises(
+        SimulationFailed, match=r"played to its end, step 29.*step 30 was asked for; set run.steps to 29"
+    ):
         simulation.integrate(DT, 1)
 
 
@@ -200,7 +201,7 @@ def test_series_that_cannot_be_played(npz, settings, sentence):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    with pytest.raises(PluginError, match="there is no nowhere.bp, neither in the current folder"):
+    with pytest.raises(PluginError, match=r"there is no nowhere.bp, neither in the current folder"):
         play("nowhere.bp")
     with pytest.raises(PluginError, match=r"is no recording, no run folder with a recording.bp in it"):
         play(tmp_path)
