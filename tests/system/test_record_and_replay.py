@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from recorded import NEEDS_ADIOS
 
 from coupler.bulks.bp5 import RECORDING, RecordReader, RecordWriter
 from coupler.errors import CaseError
+from launch import one_process
+from sim_clients import __main__ as client
 
 KEPT = {"output": {"record": "bp5"}}
 DECK = {"use": "oscillator", "simulation": {"k": 1.0, "beta": 0.0, "amplitude": [0.5, 1.5], "dt": 0.1, "n": 3}}
@@ -127,6 +130,51 @@ def test_a_recorder_that_cannot_write_is_named(tmp_path: Path, rung: str, monkey
     assert told["failure"] == "OSError: no space left on device" and told["missed"] > 50 and told["states"] <= 21
     assert "states are missing in the recording" in run.said
     assert "The recorder has stopped" in (tmp_path / "run" / "logs" / "server.log").read_text()
+
+
+@NEEDS_ADIOS
+def test_a_recorder_that_does_not_keep_up_is_told_how_much_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, write, simulate = threading.Event(), RecordWriter.write, client.run
+
+    def slow(self: RecordWriter, snapshot: Any, branch: int = 0) -> None:
+        assert over.wait(60.0)
+        write(self, snapshot, branch)
+
+    def simulate_and_tell(*arguments: Any, **more: Any) -> dict[str, Any]:
+        try:
+            return simulate(*arguments, **more)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(RecordWriter, "write", slow)
+    monkeypatch.setattr(client, "run", simulate_and_tell)
+    monkeypatch.setattr(one_process, "BUFFER_BYTES", 0)  # four slots
+    run = ran(tmp_path / "run", rung="threads", mode="shadow", steps=100, simulation={"pace_s": 0.002}, **KEPT)
+    assert run.code == 0, run.said
+    told, served = run.summary["recording"], run.summary["samples"]["server"]
+    assert told["states"] == 2 and told["states"] + told["missed"] == served["admitted"] > 50
+    assert f"{told['missed']} states are missing in the recording" in run.said
+    assert f"missed {told['missed']} states" in (tmp_path / "run" / "logs" / "server.log").read_text()
+    assert served["untrained"] < 20  # the trainer has the other two
+
+
+@NEEDS_ADIOS
+@pytest.mark.mpi
+def test_ranks_play_a_recording_together(tmp_path: Path) -> None:
+    assert ran(tmp_path / "first", mode="shadow", steps=40, tasks=TASKS, **DECK, **KEPT).code == 0
+    path = {"path": str(tmp_path / "first")}
+    settings = {"rung": "mpi", "ranks": 2, "mode": "off", "steps": 39, "tasks": [], "output": {"views": 13}}
+    played = ran(tmp_path / "second", use="recording", simulation=path, **settings)
+    assert played.code == 0, played.said
+    steps, positions, _ = states(tmp_path / "first")
+    views = tmp_path / "second" / "views"
+    seen = sorted({int(file.name.split(".")[0]) for file in views.iterdir()})
+    assert len(seen) > 8 and steps == list(range(40))
+    for step in seen:
+        parts = [np.load(views / f"{step:08d}.rank{rank}.npz")["position"] for rank in range(2)]
+        assert [len(part) for part in parts] == [2, 1] and np.array_equal(np.concatenate(parts), positions[step])
 
 
 def test_what_the_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
