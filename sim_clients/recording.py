@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +96,6 @@ class Recording:
             ValueError: There is no such record, or it cannot be played.
         """
         record = opened(path, dt, series)
-        self._free = weakref.finalize(self, record.close)
         self._record, self._ranks = record, ranks
         found = stretches(record.steps, record.times, record.superseded)
         self._places = chosen(record.steps, found, start, stop)
@@ -114,8 +112,8 @@ class Recording:
         return len(self._places) - 1
 
     def close(self) -> None:
-        """Frees the record, as the end of this object does."""
-        self._free()
+        """Frees the file, as the end of this object does."""
+        self._record.close()
 
     def fields(self) -> Sequence[FieldSpec]:
         """See `Simulation.fields`."""
