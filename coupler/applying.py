@@ -44,7 +44,7 @@ def _integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Ad
 
 
 def _adopt(coupling: Coupling, simulation: Simulation, advice: Advice, learned: Snapshot) -> Advice:
-    if coupling.may_keep:
+    if coupling.saved.verified:
         coupling.keep(simulation.snapshot().step, simulation.save())
     if advice.weight < 1.0:
         fields = tuple(coupling.fields.values())

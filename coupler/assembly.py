@@ -95,10 +95,11 @@ class Assembly:
 
         Args:
             rank: Sender.
-            part: Its Blocks; copied.
+            part: Its Blocks; copied, unless they are the whole state already.
 
         Returns:
-            The global Snapshot once every rank has sent its part of that step, else None.
+            The global Snapshot once every rank has sent its part of that step, else None. Its arrays are the source's,
+            or views of the only rank's Blocks.
 
         Raises:
             ValueError: A Block does not fit its FieldSpec, a field is missing, or all Blocks of a step together do not
@@ -109,6 +110,9 @@ class Assembly:
             sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)
             if sentence:
                 raise ValueError(sentence)
+        if self._ranks == 1 and self._is_whole(part):
+            self.layouts = [_layout(part)]
+            return part
         for step, other in self._open.items():
             if step >= part.step:  # a rank sends its steps in order: what it sent of later ones is of a branch it left
                 other.layouts.pop(rank, None)
@@ -116,9 +120,8 @@ class Assembly:
         if partial is None:
             self._make_room()
             partial = self._open[part.step] = _Partial(self._source.acquire(), part)
-        layout = partial.layouts[rank] = Layout()
+        partial.layouts[rank] = _layout(part)
         for name, spec in self.fields.items():
-            layout.note(name, part.blocks[name])
             if spec.kind != "scalar" or rank == 0:
                 _place(part.blocks[name], partial.arrays[name])
         if len(partial.layouts) < self._ranks:
@@ -148,6 +151,12 @@ class Assembly:
                 blocks[name] = Block(array[_window(offset, layout.shape[name])], offset)
         return blocks
 
+    def _is_whole(self, part: Snapshot) -> bool:
+        return all(
+            spec.kind != "particle" and part.blocks[name].array.shape == spec.shape
+            for name, spec in self.fields.items()
+        )
+
     def _make_room(self) -> None:
         while len(self._open) >= self._depth:
             self._source.discard(self._open.pop(next(iter(self._open))).arrays)
@@ -159,6 +168,13 @@ class Assembly:
             if spec.kind != "scalar" and here < math.prod(spec.shape):
                 return f"the blocks of field {name!r} hold {here} values together; its shape {spec.shape} needs more"
         return ""
+
+
+def _layout(part: Snapshot) -> Layout:
+    layout = Layout()
+    for name, block in part.blocks.items():
+        layout.note(name, block)
+    return layout
 
 
 def _place(block: Block, target: Array) -> None:

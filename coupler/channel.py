@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from coupler.bulks.bulk import Bulk
+from coupler.bulks.choice import FAR
 from coupler.contracts import Link
 from coupler.errors import LinkError
 from coupler.protocol.client import ClientProtocol
@@ -22,6 +24,7 @@ class Channel:
 
     Attributes:
         protocol: State of the stream.
+        outbox: Where the Blocks of this rank go.
         garbled: Messages that could not be read.
         last_garbled: Why the last of them could not.
     """
@@ -32,8 +35,7 @@ class Channel:
         protocol: ClientProtocol,
         clock: Callable[[], float],
         max_message_bytes: int,
-        *,
-        digest: bool,
+        bulk: Bulk,
     ) -> None:
         """Takes over a connected Link.
 
@@ -42,13 +44,15 @@ class Channel:
             protocol: The protocol of this rank.
             clock: Monotonic seconds.
             max_message_bytes: Largest message accepted.
-            digest: Whether arrays carry a digest.
+            bulk: How Blocks travel; closed with the channel.
         """
         self.protocol = protocol
         self.garbled = 0
         self.last_garbled = ""
         self._link, self._clock = link, clock
-        self._max_message_bytes, self._digest = max_message_bytes, digest
+        self._max_message_bytes = max_message_bytes
+        self._bulk, self.outbox = bulk, bulk.outbox
+        self._epoch = self._read = 0
         self._why_unsent = ""
 
     def drain(self, timeout_s: float) -> None:
@@ -59,12 +63,13 @@ class Channel:
         while (received := self._link.receive(timeout_s)) is not None:
             timeout_s = 0.0
             try:
-                message, blocks = wire.decode(received[1], self._max_message_bytes)
+                message, blocks = wire.decode(received[1], self._max_message_bytes, self._bulk.fetch)
             except wire.WireError as error:
                 self.garbled += 1
                 self.last_garbled = str(error)
                 continue
             self.protocol.receive(message, blocks)
+            self._free()
 
     def post(
         self, snapshot: Snapshot, blocks: Mapping[str, Block], make: Callable[[Stamp], Message], *, sample: bool
@@ -80,14 +85,17 @@ class Channel:
         Returns:
             Whether it was taken; if not, `why_closed` says why.
         """
-        table, frames = wire.block_table(blocks, self._digest)
-        stamp = self.protocol.stamp(snapshot, table, self._clock(), sample=sample)
+        parcel = self.outbox.put(snapshot.step, snapshot.time, blocks)
+        stamp = self.protocol.stamp(snapshot, parcel.table, self._clock(), sample=sample)
         try:
-            taken = self._link.send(wire.encode(make(stamp), frames))
+            taken = self._link.send(wire.encode(make(stamp), parcel.frames))
             self._why_unsent = "" if taken else "link full"
         except LinkError as error:  # too large for this link, whatever the time
             taken, self._why_unsent = False, str(error)
-        if not taken:
+        if taken:
+            self.outbox.sent(parcel, stamp.seq)
+        else:
+            self.outbox.undo(parcel)
             self.protocol.unsent(stamp, self._why_unsent)
         return taken
 
@@ -107,6 +115,18 @@ class Channel:
             while self.protocol.books.in_flight and self._clock() < end:
                 self.drain(0.02)
         self._link.close(LINGER_S)
+        self._bulk.close()
+
+    def _free(self) -> None:
+        """What the server has read may be overwritten."""
+        protocol = self.protocol
+        if protocol.epoch != self._epoch:
+            self._epoch, self._read = protocol.epoch, 0
+            self.outbox.free_all()
+            self.outbox.near = "" if protocol.near else FAR
+        if protocol.received != self._read:
+            self._read = protocol.received
+            self.outbox.free(self._read)
 
     def _farewell(self, step: int, status: str) -> None:
         try:

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from coupler import registry
+from coupler.bulks import folder as bulk_folder
+from coupler.bulks.bulk import Bulk
+from coupler.bulks.choice import BulkRules
+from coupler.bulks.outbox import SPARE_SLOTS, Outbox
+from coupler.bulks.shared import RingReader
 from coupler.contracts import Invariant, Link
 from coupler.coupling import Coupling
+from coupler.errors import LinkError
 from coupler.guard import Guard
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
@@ -38,11 +44,12 @@ def read_case(folder: Path) -> run.RunSpec:
     return run.parse((folder / CASE).read_text(encoding="utf-8"))
 
 
-def terms(spec: run.RunSpec) -> Terms:
-    """What a client of this case keeps to."""
+def terms(spec: run.RunSpec, first_step: int = 0) -> Terms:
+    """What a client of this case keeps to that continues from a step."""
     dt_is_chosen = spec.run.mode in ("advise", "act") and spec.limits.dt_min is not None
     return Terms(
         run=spec.run.name,
+        first_step=first_step,
         last_step=spec.run.steps,
         end_time=math.inf if spec.run.end_time is None else spec.run.end_time,
         keep_every=KEEP_EVERY if dt_is_chosen else 0,
@@ -89,6 +96,57 @@ def connect(spec: run.RunSpec, folder: Path, identity: str) -> Link:
     return link
 
 
+def bulk(spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None) -> Bulk:
+    """How the Blocks of one process of a run travel.
+
+    Args:
+        spec: The case.
+        folder: Run folder.
+        stem: Who it is: letters, digits and hyphens.
+        slots: Slots of a ring unless the case says; room for the credit when None.
+    """
+    rules = bulk_rules(spec)
+    shared, token = bulk_folder.shared_folder(folder), ""
+    if not (near := no_shared_memory(spec)):
+        try:
+            token = bulk_folder.make(shared)
+        except LinkError as error:
+            near = str(error)
+    outbox = Outbox(
+        rules,
+        folder=shared if token else None,
+        no_folder=near,
+        stem=stem,
+        slots=slots or spec.link.credit + SPARE_SLOTS,
+        digest=spec.link.digest,
+    )
+    return Bulk(outbox, RingReader(shared), token, shared) if token else Bulk(outbox)
+
+
+def bulk_rules(spec: run.RunSpec) -> BulkRules:
+    """What the case says about the bulk."""
+    own = spec.bulk
+    return BulkRules(
+        use=own.use, fields=dict(own.fields), slots=own.slots, adios={k: str(v) for k, v in own.adios.items()}
+    )
+
+
+def no_adios() -> str:
+    """Why ADIOS2 cannot be used here; empty when it can."""
+    from coupler.bulks import adios
+
+    return adios.available()
+
+
+def no_shared_memory(spec: run.RunSpec) -> str:
+    """Why no field of a case goes by shared memory; empty when one may, which the handshake will tell."""
+    if {spec.bulk.use, *spec.bulk.fields.values()} <= {"inline", "adios"}:
+        return "no field goes by shared memory"
+    if spec.run.rung in ("inline", "threads") and spec.bulk.use == "auto":
+        return "one process, whose Link is memory"
+    return ""
+
+
 def open_coupling(
     folder: Path | str,
     fields: Sequence[FieldSpec],
@@ -114,27 +172,28 @@ def open_coupling(
         The Coupling; with mode `off` it never talks to anyone.
 
     Raises:
-        CaseError: The case guards a field or an invariant that the simulation does not have.
+        CaseError: The case names a field or an invariant that the simulation does not have.
         LinkError: The address cannot be used.
     """
     from coupler.errors import CaseError
 
     folder, ranks = Path(folder), ranks or Ranks()
     spec = read_case(folder)
-    if mistakes := run.guard_mistakes(spec.guard, fields, invariants or {}):
+    mistakes = run.guard_mistakes(spec.guard, fields, invariants or {}) + run.bulk_mistakes(spec.bulk, fields)
+    if mistakes:
         raise CaseError(mistakes)
     if link is None and spec.run.mode != "off":
         link = connect(spec, folder, f"rank-{ranks.rank}")
     return Coupling(
         link,
         fields,
-        terms(spec),
+        terms(spec, start_step),
         ranks=ranks,
         guard=guard(spec),
         recorder=RunRecorder(folder if ranks.rank == 0 else None),
+        bulk=bulk(spec, folder, f"rank-{ranks.rank}") if link is not None else None,
         invariants=invariants,
         can_rewind=can_rewind,
-        start_step=start_step,
     )
 
 

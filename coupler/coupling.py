@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from coupler import applying, soundness
 from coupler.agreement import Vote, agree, agree_decision, agree_objection
 from coupler.alone import Alone
+from coupler.bulks.bulk import Bulk, frames_only
 from coupler.channel import Channel
 from coupler.contracts import Advice, Invariant, Link, Simulation
 from coupler.decisions import as_advice, objection_to
@@ -21,15 +23,14 @@ from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
 from coupler.retry import Retry
+from coupler.saved import SavedStates
 from coupler.terms import Terms
 from schemas import messages
-from schemas.fields import FieldSpec, Snapshot
+from schemas.fields import Array, FieldSpec, Snapshot
 from schemas.messages import Action, Phase
 
 OVER = "the run is over"
 UNANSWERED = "the run is over; its last audit was not answered"
-SAVED_STATES = 2
-"""Saved states kept for a rewind."""
 
 
 class Coupling:
@@ -47,9 +48,9 @@ class Coupling:
         ranks: Ranks | None = None,
         guard: Guard | None = None,
         recorder: RunRecorder | None = None,
+        bulk: Bulk | None = None,
         invariants: Mapping[str, Invariant] | None = None,
         can_rewind: bool = True,
-        start_step: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Opens the coupling; does not wait for the server.
@@ -61,9 +62,9 @@ class Coupling:
             ranks: Ranks of the simulation; serial when None.
             guard: Limits; none but finiteness when None.
             recorder: Where rank 0 records the run; nowhere when None.
+            bulk: How Blocks travel; in frames when None.
             invariants: First contributions, for their names and reductions.
             can_rewind: Whether the host saves states (`apply` does).
-            start_step: Step that this incarnation continues from.
             clock: Monotonic seconds.
         """
         self.fields = {spec.name: spec for spec in fields}
@@ -72,20 +73,22 @@ class Coupling:
         self.terms = terms
         self.guard = guard or Guard()
         self.ledger = Ledger(clock)
-        self.saved: dict[int, object] = {}
+        self.saved = SavedStates()
         self.advice = self._newest = Advice.direct("not asked yet", terms.dt)
         self._clock = clock
         self._record = recorder or RunRecorder(None)
         self._alone = Alone(self.ledger, self._record, self.fields, terms)
         place = (self.ranks.rank, self.ranks.size)
         reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
-        span = (start_step, terms.last_step)
-        hello = messages.Hello(messages.VERSION, terms.run, *place, tuple(fields), reductions, *span, can_rewind)
+        span = (terms.first_step, terms.last_step)
+        bulk = bulk or frames_only(terms.digest)
+        about = (*place, tuple(fields), reductions, *span, can_rewind, terms.end_time, bulk.token)
+        hello = messages.Hello(messages.VERSION, terms.run, *about)
         self._protocol = ClientProtocol(hello)
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
-        largest, digest = terms.max_message_bytes, terms.digest
-        self._channel = Channel(link, self._protocol, clock, largest, digest=digest) if link is not None else None
+        sized = (terms.max_message_bytes, bulk)
+        self._channel = Channel(link, self._protocol, clock, *sized) if link is not None else None
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
@@ -94,10 +97,9 @@ class Coupling:
         self._retry = Retry(terms.keep_every)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
-        self.may_keep = True  # whether the present state may be kept for a rewind
         self._refused = ""
         self._stall_s = self._dt_now = 0.0  # since the last Ask; dt last advised, 0 for none
-        self._step = self._next_ask = start_step
+        self._step = self._next_ask = terms.first_step
         self._closed = False
 
     def __enter__(self) -> Coupling:
@@ -112,11 +114,6 @@ class Coupling:
     def books(self) -> dict[str, Any]:
         """What became of the samples of this rank's stream."""
         return self._protocol.books.summary()
-
-    @property
-    def garbled(self) -> int:
-        """Messages that could not be read."""
-        return self._channel.garbled if self._channel else 0
 
     def exchange(
         self, snapshot: Snapshot, until: int | None = None, invariants: Mapping[str, Invariant] | None = None
@@ -152,6 +149,23 @@ class Coupling:
         self._record.decided(snapshot, self.fields, self.advice, self.ledger.inside(now), now)
         self._stall_s += self.ledger.leave(learned.step - snapshot.step if learned and self.advice.weight >= 1.0 else 0)
         return self.advice
+
+    def allocate(self, field: str, shape: Sequence[int] | None = None) -> Array:
+        """An array to compute the next values of a field in, which `exchange` and `push` then need not copy.
+
+        It lies in shared memory when a slot is free there, else in ordinary memory (always so before the first state
+        was sent). Ask for a new one for each state, and leave its values alone once they were shown.
+
+        Args:
+            field: Name of the field.
+            shape: Shape of this rank's Block; that of the whole field when None.
+
+        Returns:
+            An array of the field's dtype in C order with arbitrary values.
+        """
+        spec = self.fields[field]
+        wanted = spec.shape if shape is None else tuple(shape)
+        return self._channel.outbox.lend(field, wanted, spec.dtype) if self._channel else np.empty(wanted, spec.dtype)
 
     def push(self, snapshot: Snapshot, invariants: Mapping[str, Invariant] | None = None) -> None:
         """Streams a directly integrated state without asking; dropped and counted when the window is full.
@@ -214,19 +228,12 @@ class Coupling:
         return Advice(Action.STOP, OVER, snapshot.dt)
 
     def keep(self, step: int, token: object) -> None:
-        """Keeps a saved state for a rewind; the oldest beyond `SAVED_STATES` goes.
-
-        A state that was not directly integrated from a verified one is not kept: a rewind to it would prove nothing.
-        """
-        if not self.may_keep:
-            return
-        self.saved[step] = token
-        while len(self.saved) > SAVED_STATES:
-            del self.saved[min(self.saved)]
+        """Keeps what a host saved at a step for a rewind, unless the state is no verified one."""
+        self.saved.keep(step, token)
 
     def wants_kept(self, step: int) -> bool:
         """Whether the state of a direct step should be kept, so that a later step that fails can be taken again."""
-        return self._all_direct and step - max(self.saved, default=-math.inf) >= self.terms.keep_every
+        return self._all_direct and self.saved.due(step, self.terms.keep_every)
 
     def try_again(self, step: int, dt: float) -> bool:
         """A step of dt failed. Whether there is a saved state to go back to, and a smaller dt to try."""
@@ -242,7 +249,7 @@ class Coupling:
         back = max(self.saved)
         self._refused, self._standing = reason, 0
         self._jump(back - 1, back)
-        self.may_keep, self._adopted = True, 0
+        self.saved.verified, self._adopted = True, 0
         rewind = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
         self._record.decided(left, self.fields, rewind, 0.0, self._clock())
         return rewind
@@ -255,7 +262,8 @@ class Coupling:
         if self._channel is not None:
             self._channel.close(self._step, status, wait_s)
         self._alone.settle()
-        self._record.close(self.ledger, self.books)
+        routes = self._channel.outbox.routes if self._channel else {}
+        self._record.close(self.ledger, self.books, routes)
 
     # ------------------------------------------------------------------------------------------------ one exchange
 
@@ -307,7 +315,7 @@ class Coupling:
         self._next_ask = snapshot.step + 1
         if decision <= self._executed:
             self._refused = "no answer within the deadline" if sent else channel.why_closed()
-            self.may_keep = False
+            self.saved.verified = False
             self._newest = self._direct(self._refused, snapshot)
             return self._newest
         return self._carry_out(decision, snapshot)
@@ -348,13 +356,13 @@ class Coupling:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
             # An answer about a direct state says that the way to here was direct and verified.
-            self.may_keep = self._state_is_direct and told.answers > self._jumped_to
+            self.saved.verified = self._state_is_direct and told.answers > self._jumped_to
             self._jump(told.step, told.step)
             self._adopted, self._all_direct = decision, False
         elif told.action is Action.REWIND:
-            self.saved = {step: token for step, token in self.saved.items() if step <= told.rewind_to}
+            self.saved.back_to(told.rewind_to)
             self._jump(told.rewind_to - 1, told.rewind_to)
-            self.may_keep, self._adopted = True, 0
+            self._adopted = 0
         else:
             self._next_ask = max(self._next_ask, told.answers + told.lease)
         self._dt_now = told.dt

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from coupler.bulks.choice import Route
 from coupler.contracts import Advice
 from coupler.files import write_whole
 from coupler.ledger import Ledger
@@ -113,13 +114,14 @@ class RunRecorder:
             self._observables.write(Observed(step=step, time=time, origin=0, values=values))
         self.flush()
 
-    def close(self, ledger: Ledger, books: Mapping[str, Any]) -> None:
-        """Writes the final books and closes the files."""
+    def close(self, ledger: Ledger, books: Mapping[str, Any], routes: Mapping[str, Route]) -> None:
+        """Writes the final books, and which way each field went, and closes the files."""
         self._trace.close()
         self._observables.close()
         if self.folder is not None:
-            text = json.dumps({"time": ledger.summary(), "samples": books}, indent=1)
-            write_whole(self.folder / LEDGER, text)
+            ways = {name: route._asdict() for name, route in routes.items()}
+            facts = {"time": ledger.summary(), "samples": books, "bulk": ways}
+            write_whole(self.folder / LEDGER, json.dumps(facts, indent=1))
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system, so that it survives the process."""

@@ -17,6 +17,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: Name of the run.
+        first_step: Step that this incarnation of the host continues from.
         last_step: Step at which the run ends at the latest.
         end_time: Simulated time at which it ends; the last step is cut to hit it.
         dt: dt of direct steps until an Advice says otherwise; 0 leaves it to the simulation's own Snapshot.dt.
@@ -29,6 +30,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     last_step: int
+    first_step: int = 0
     end_time: float = math.inf
     dt: float = 0.0
     keep_every: int = 0

@@ -65,6 +65,8 @@ def check(case: Path, /, *, settings: Settings | None = None) -> None:
     """
     import shlex
 
+    from coupler import connect
+    from coupler.bulks import choice
     from launch import plan
     from launch.check import check as checked
     from schemas.run import dump
@@ -76,6 +78,9 @@ def check(case: Path, /, *, settings: Settings | None = None) -> None:
         say(f'# rung "{spec.run.rung}": all in the process of coupler run')
     for process in processes:
         say(f"# {process.name}: {f'nice -n {process.nice} ' if process.nice else ''}{shlex.join(process.argv)}")
+    if spec.run.mode != "off":
+        for line in choice.outlook(connect.bulk_rules(spec), connect.no_adios()):
+            say(f"# {line}")
     if spec.run.rung == "mpi" and plan.find_mpiexec() is None:
         say("# no mpiexec is beside python or on PATH: install the mpich wheel (pip install mpich)")
 

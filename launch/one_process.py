@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -11,12 +10,14 @@ from typing import Any
 
 import msgspec
 
+from coupler import connect
+from coupler.bulks.folder import leave, make, shared_folder
 from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
 from ml_servers.recorder import Recorder
-from ml_servers.server import Server
+from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
 from sim_clients import __main__ as client
@@ -87,8 +88,10 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
         lost.append(f"The {who} failed ({type(error).__name__}: {error}); see logs/server.log.")
 
     hub = MemoryHub(capacity_bytes=HUB_BYTES)
-    with tempfile.TemporaryDirectory(prefix="coupler-") as slots:
-        server = _server(spec, folder, hub, Path(slots), log)
+    slots = shared_folder(folder)
+    make(slots)
+    try:
+        server = _server(spec, folder, hub, slots, log)
         trainers: list[Trainer] = [
             Trainer(
                 task_maker(spec),
@@ -109,12 +112,14 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
                 return client.run(spec, folder, Ranks(), link=pumped)
             return _threads(spec, folder, link, server, trainers, failed)
         finally:
-            closings = [("server", server.close), *((f"trainer of {t.name}", t.close) for t in trainers)]
+            closings = [("server", server.close), *((t.who, t.close) for t in trainers)]
             for who, close in closings:
                 try:
                     close()
                 except Exception as error:  # the books of a server that failed may be beyond repair
                     failed(who, error)
+    finally:
+        leave(slots)
 
 
 def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Callable[[str], None]) -> Server:
@@ -132,7 +137,7 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         slot_folder=slots,
         buffer_bytes=BUFFER_BYTES,
         max_message_bytes=spec.link.max_message_bytes,
-        digest=spec.link.digest,
+        bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
         log=log,
         **deterministic,
     )
@@ -163,7 +168,7 @@ def _threads(
         except (Exception, SystemExit) as error:  # as when its process ends
             failed(who, error)
 
-    jobs = [("server", server.serve), *((f"trainer of {trainer.name}", trainer.run) for trainer in trainers)]
+    jobs = [("server", server.serve), *((trainer.who, trainer.run) for trainer in trainers)]
     workers = [threading.Thread(target=work, args=job, name=job[0]) for job in jobs]
     for worker in workers:
         worker.start()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from coupler.bulks.outbox import SPARE_SLOTS
 from coupler.contracts import Simulation, Task
 from coupler.registry import parameters
 from launch.structure import Mistake
@@ -32,6 +33,7 @@ def broken(spec: RunSpec, simulation: type[Any] | None, tasks: Mapping[str, type
     yield from _tasks(spec, tasks)
     yield from _owners(spec, tasks)
     yield from _link(spec.link, spec.run.rung)
+    yield from _bulk(spec)
     yield from _switch(spec.switch)
     yield from _guard(spec.guard)
     yield from _limits(spec.limits)
@@ -116,6 +118,16 @@ def _link(link: LinkSection, rung: Rung) -> Iterator[Mistake]:
         )
     if sentence := address_mistake(link.address, link.curve):
         yield Mistake(("link", "address"), f'link.address is "{link.address}"; {sentence}')
+
+
+def _bulk(spec: RunSpec) -> Iterator[Mistake]:
+    least = spec.link.credit + SPARE_SLOTS
+    if spec.bulk.slots is not None and spec.bulk.slots < least:
+        yield Mistake(
+            ("bulk", "slots"),
+            f"bulk.slots is {spec.bulk.slots}; it must be {least} or more: link.credit = {spec.link.credit} under way, "
+            f"and {SPARE_SLOTS} to work in",
+        )
 
 
 def address_mistake(address: str, curve: bool) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from coupler import connect
+from coupler.bulks import folder as bulk_folder
 from coupler.errors import CouplerError
 from coupler.files import sweep_parts, write_whole
 from coupler.recording import LEDGER
@@ -94,6 +95,9 @@ def prepare(spec: RunSpec, folder: Path) -> None:
 
 
 def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:
+    bulk_folder.sweep()
+    if spec.run.mode != "off":
+        bulk_folder.own(bulk_folder.shared_folder(folder))
     progress = Progress(folder, spec.run.steps, console, spec.run.end_time)
     try:
         if spec.run.rung in ("inline", "threads"):
@@ -116,6 +120,7 @@ def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) ->
         return Outcome(code=1)
     finally:
         _remove_socket(folder)
+        bulk_folder.remove(bulk_folder.shared_folder(folder))
 
 
 def _remove_socket(folder: Path) -> None:
@@ -196,6 +201,7 @@ def _facts(
         },
         "library_s": ledger.get("stall_s"),
         "samples": books | {"superseded": served.get("superseded"), "server": served},
+        "bulk": client.get("bulk", {}),
         "models": server.get("models", []),
         "horizon_error": server.get("horizon_error", {}),
         "switch": switch,

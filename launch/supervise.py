@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +17,6 @@ from typing import BinaryIO
 from coupler.errors import CouplerError
 from launch.plan import Process, environment
 from launch.processes import MARK, is_stopped, kill, marked, signal_name
-from ml_servers.__main__ import slot_folders
 
 WATCH_S = 0.1
 MPICH_SAYS = "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: "
@@ -83,13 +81,11 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops everything that still runs, and removes what killed processes left in shared memory."""
+        """Stops everything that still runs."""
         self.stop([child for child in self._children if child.runs])
         kill(marked(self._name))  # what hides: ranks of a killed mpiexec
         for child in self._children:
             child.log.close()
-            for folder in slot_folders(child.popen.pid):
-                shutil.rmtree(folder, ignore_errors=True)
 
     def start(self, process: Process) -> Child:
         """Starts a process in a session of its own, its output in its log; it ends with this process at the latest.

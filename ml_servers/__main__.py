@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from coupler import connect
+from coupler.bulks.folder import leave, make, shared_folder
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
 from ml_servers.recorder import Recorder
-from ml_servers.server import Server
+from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
 
@@ -40,37 +39,27 @@ class _Stop:
         return self.asked
 
 
-def shared_memory() -> Path:
-    """Folder in shared memory, or the temporary folder where there is none."""
-    folder = Path("/dev/shm")
-    return folder if folder.is_dir() else Path(tempfile.gettempdir())
-
-
-def slot_folders(pid: int) -> list[Path]:
-    """Folders for slots that a server process has made and not removed, because it was killed."""
-    return list(shared_memory().glob(f"coupler-{pid}-*"))
-
-
 def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
     """The server process of a run; its exit code."""
-    link = connect.listen(spec, folder)
-    with tempfile.TemporaryDirectory(prefix=f"coupler-{os.getpid()}-", dir=shared_memory()) as slots:
-        server = Server(
-            link,
-            core_settings(spec),
-            task_maker(spec),
-            folder,
-            slot_folder=Path(slots),
-            buffer_bytes=BUFFER_BYTES,
-            max_message_bytes=spec.link.max_message_bytes,
-            digest=spec.link.digest,
-            log=log.info,
-        )
-        try:
-            server.serve(stop)
-        finally:
-            server.close()
-        return 0 if server.core.all_finished else ASKED
+    slots = shared_folder(folder)
+    make(slots)
+    server = Server(
+        connect.listen(spec, folder),
+        core_settings(spec),
+        task_maker(spec),
+        folder,
+        slot_folder=slots,
+        buffer_bytes=BUFFER_BYTES,
+        max_message_bytes=spec.link.max_message_bytes,
+        bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
+        log=log.info,
+    )
+    try:
+        server.serve(stop)
+    finally:
+        server.close()
+        leave(slots)
+    return 0 if server.core.all_finished else ASKED
 
 
 def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> int:

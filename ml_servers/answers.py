@@ -9,7 +9,7 @@ import msgspec
 
 from ml_servers.arbiter import Surroundings, Verdict
 from schemas.fields import Block, FieldSpec, misfit
-from schemas.messages import Action, Advice, Ask, Stamp
+from schemas.messages import Action, Advice, Ask, Hello, Stamp
 
 
 def unusable(stamp: Stamp, blocks: Mapping[str, Block], needed: Iterable[FieldSpec]) -> str:
@@ -21,6 +21,14 @@ def unusable(stamp: Stamp, blocks: Mapping[str, Block], needed: Iterable[FieldSp
         if sentence := f"field {spec.name!r} is missing" if block is None else misfit(spec, block):
             return sentence
     return ""
+
+
+def planned_steps(ask: Ask, hello: Hello) -> int:
+    """Steps that the run will have, as far as its present dt tells."""
+    stamp, last = ask.stamp, hello.last_step
+    if math.isfinite(hello.end_time) and stamp.dt > 0.0:
+        last = min(last, stamp.step + math.ceil((hello.end_time - stamp.time) / stamp.dt))
+    return max(last - hello.step, 1)
 
 
 def surroundings(asks: Mapping[int, Ask], last_step: int) -> Surroundings:

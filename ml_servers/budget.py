@@ -44,11 +44,12 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     direct_step_s: float = 0.0
     burst: int = 0
 
-    def asked(self, direct_step_s: float, stall_s: float, cpu_s: float) -> Budget:
-        """After one streamed state: its stall on the host and the CPU time it cost on the server's side."""
+    def asked(self, direct_step_s: float, stall_s: float, cpu_s: float, steps: int) -> Budget:
+        """After one streamed state: its stall on the host, the CPU time it cost on the server's side, and the plan."""
         told = _seconds(direct_step_s) or self.direct_step_s
         return msgspec.structs.replace(
             self,
+            steps=steps,
             # The fastest seen: a coupling that slows the ranks down must not be allowed more for it.
             direct_step_s=min(told, self.direct_step_s) if self.direct_step_s > 0.0 else told,
             spent_s=self.spent_s + _seconds(stall_s) + _seconds(cpu_s),

@@ -41,6 +41,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         invariants: Largest relative drift of an invariant through learned states, by name.
         records: Whether a recorder will ask for the states.
         first_epoch: Above all epochs that earlier servers of this run gave.
+        token: Token in the run's folder in shared memory; empty when there is none.
     """
 
     run: str
@@ -55,6 +56,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     invariants: dict[str, float] = {}
     records: bool = False
     first_epoch: int = 1
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ class ServerCore:
             make_arrays: Gives, for those fields, the source of the arrays that states are assembled in.
         """
         self.settings = settings
-        self.protocol = ServerProtocol(settings.run, settings.tasks, settings.credit, settings.first_epoch)
+        announced = (settings.tasks, settings.credit, settings.first_epoch, settings.token)
+        self.protocol = ServerProtocol(settings.run, *announced)
         self.tasks: dict[str, Task] = {}
         self.fields: tuple[FieldSpec, ...] = ()
         self.arbiter: Arbiter | None = None
@@ -151,6 +154,12 @@ class ServerCore:
             return [Send(peer, self.protocol.ack(message.rank))]
         return []
 
+    def lost(self, peer: bytes, message: Message) -> list[Instruction]:
+        """A message came whole, but its Blocks cannot be had: its sender learns that they are lost."""
+        if isinstance(message, Ask | Push) and self.protocol.lose(peer, message.stamp):
+            return [Send(peer, self.protocol.ack(message.stamp.rank))]
+        return []
+
     @property
     def all_finished(self) -> bool:
         """Whether every rank that came has said goodbye."""
@@ -191,8 +200,6 @@ class ServerCore:
         """States given up because a part never came."""
         return self._assembly.dropped if self._assembly else 0
 
-    # -------------------------------------------------------------------------------------------------- handshake
-
     def _hello(self, peer: bytes, hello: Hello) -> list[Instruction]:
         answer = self.protocol.hello(peer, hello)
         if isinstance(answer, Welcome):
@@ -216,7 +223,6 @@ class ServerCore:
                 self.tasks[name] = self._make_task(name, self.fields)
             except Exception as error:  # a plug-in may raise anything; the run goes on without it and says so
                 self.failed(name, f"{type(error).__name__}: {error}")
-        self.budget = msgspec.structs.replace(self.budget, steps=max(hello.last_step - hello.step, 1))
         self._controls = with_role(hello.fields, "control")
         self._assembly = Assembly(hello.fields, hello.ranks, self._make_arrays(self.fields), self._depth)
         for name, task in self.tasks.items():
@@ -233,8 +239,6 @@ class ServerCore:
             if "dt" in task.owns:
                 self._dt_task = name
 
-    # ------------------------------------------------------------------------------------------------------ states
-
     def _push(self, peer: bytes, push: Push, blocks: Mapping[str, Block]) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, push.stamp):
             return []
@@ -245,11 +249,11 @@ class ServerCore:
         except ValueError as error:
             return [Send(peer, Refusal(str(error)))]
         self._step = max(self._step, step)
-        acks: list[Instruction] = [Send(peer, self.protocol.ack(rank))]
+        ack = Send(peer, self.protocol.ack(rank))
         if snapshot is None:
-            return acks
+            return [ack]
         self._rounds.close(step)
-        return [*acks, Sampled(self._whole(snapshot, round_.parts), True)]
+        return [ack, Sampled(self._whole(snapshot, round_.parts), True)]
 
     def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block], cpu_s: float) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
@@ -287,7 +291,9 @@ class ServerCore:
             verdict = self._verdict(lambda a: a.standing(ask.known, controls, around))
             return self._answer(asks, verdict, 0.0, unverified=True)
         stall_s = max(a.stall_s for a in asks.values())
-        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s)
+        assert self.protocol.agreed is not None  # they have said HELLO
+        planned = answers.planned_steps(ask, self.protocol.agreed)
+        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned)
         state = self._whole(snapshot, asks)
         if self._is_outstanding(ask.stamp.step, asks):
             acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
@@ -305,9 +311,8 @@ class ServerCore:
         return None if known else self._assembly.add(stamp.rank, part)
 
     def _is_outstanding(self, step: int, asks: Mapping[int, Ask]) -> bool:
-        """Whether a learned state is on its way that the host, one or more steps further, can still adopt.
-
-        A newer decision would only make it forget that one.
+        """Whether a learned state is on its way that the host, one or more steps further, can still adopt: a newer
+        decision would only make it forget that one.
         """
         if step >= self._outstanding or any(ask.refused for ask in asks.values()):
             self._outstanding = -1
@@ -389,6 +394,7 @@ class ServerCore:
             why = next(iter(self.failures.values()), "no task advances the state")
             advice = msgspec.structs.replace(base, reason=why)
         lease = 1
-        if advice.action is Action.DIRECT and advice.phase == "direct" and not self._dt_task:
+        dt_is_wanted = self._dt_task != "" and self.settings.advise  # in mode `shadow` nobody follows it
+        if advice.action is Action.DIRECT and advice.phase == "direct" and not dt_is_wanted:
             lease, self.budget = self.budget.lease(step - (agreed.step if agreed else 0))
         return msgspec.structs.replace(advice, lease=lease)

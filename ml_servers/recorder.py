@@ -69,6 +69,7 @@ class Recorder(Trainer):
             return self._recording
 
         super().__init__(make, RECORDER, run, link, folder, clock, log)
+        self.who = "recorder"
 
     def close(self) -> None:
         """Writes what has come so far, completes the file, tells how much it holds, and frees the Link."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from coupler.bulks.bulk import Bulk, frames_only
+from coupler.bulks.choice import FAR
 from coupler.contracts import Backtest, Link
 from coupler.files import write_whole
 from ml_servers import checkpoint
@@ -19,10 +21,12 @@ from ml_servers.recorder import RECORDER
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
-from schemas.messages import VERSION, Advice, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
+from schemas.messages import VERSION, Advice, Ask, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained, Welcome
 
 SUMMARY = "server.json"
 SLOTS = "slots"
+LEARNED_SLOTS = 4
+"""Slots of a ring for learned states: one is under way at a time."""
 MOST_SLOTS = 1024
 POLL_S = 0.2
 LINGER_S = 1.0
@@ -42,7 +46,7 @@ class Server:
         slot_folder: Path,
         buffer_bytes: int,
         max_message_bytes: int,
-        digest: bool = True,
+        bulk: Callable[[str], Bulk] = lambda _: frames_only(digest=True),
         cpu_clock: Callable[[], float] = time.process_time,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -56,10 +60,12 @@ class Server:
             slot_folder: Folder for the slots file (shared memory).
             buffer_bytes: Largest size of the slots file.
             max_message_bytes: Largest message accepted.
-            digest: Whether learned states carry digests.
+            bulk: How Blocks travel: opens the bulk for one receiver, or of this server, by a name for it.
             cpu_clock: CPU seconds of this process.
             log: Takes one line for each event that a person may want to read.
         """
+        self._open_bulk, self._bulk = bulk, bulk("server")
+        settings = msgspec.structs.replace(settings, token=self._bulk.token)
         self.core = ServerCore(settings, make_task, self._start_slots)
         self.slots: Slots | None = None
         self.garbled = 0
@@ -70,11 +76,13 @@ class Server:
         self.keeping = Keeping(settings.records)
         self._link, self._folder, self._log = link, folder, log
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
-        self._max_message_bytes, self._digest = max_message_bytes, digest
+        self._max_message_bytes = max_message_bytes
+        self._bulks: dict[bytes, Bulk] = {}  # by rank's peer
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._trainers: dict[str, bytes] = {}
         self._recorder = b""
+        self._told_no_room = False
         self._told: set[str] = set()  # tasks whose failure was logged
 
     def serve(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -89,7 +97,13 @@ class Server:
             return False
         peer, frames = received
         try:
-            message, blocks = wire.decode(frames, self._max_message_bytes)
+            message, blocks = wire.decode(frames, self._max_message_bytes, self._bulk.fetch)
+        except wire.BlocksLost as error:
+            self.garbled += 1
+            self._log(f"The arrays of a message are lost: {error}")
+            for instruction in self.core.lost(peer, error.message):
+                self._carry_out(instruction)
+            return True
         except wire.WireError as error:
             self.garbled += 1
             self._log(f"A message of {len(frames)} frames was refused: {error}")
@@ -99,6 +113,8 @@ class Server:
         elif isinstance(message, Trained):
             self._trained(message)
         else:
+            if isinstance(message, Ask) and peer in self._bulks:
+                self._bulks[peer].outbox.free(message.executed)
             now = self._cpu_clock()
             spent, self._cpu = now - self._cpu, now
             for instruction in self.core.handle(peer, message, blocks, spent):
@@ -122,33 +138,62 @@ class Server:
         self._link.close(LINGER_S)
         if self.slots is not None:
             self.slots.close()
+        for bulk in (*self._bulks.values(), self._bulk):
+            bulk.close()
 
     # ----------------------------------------------------------------------------------------------- instructions
 
     def _carry_out(self, instruction: Instruction) -> None:
         if isinstance(instruction, Send):
-            message: Message = instruction.message
-            frames: list[memoryview] = []
-            if instruction.blocks:
-                table, frames = wire.block_table(instruction.blocks, self._digest)
-                assert isinstance(message, Advice)  # the only message of ours that carries a state
-                message = msgspec.structs.replace(message, blocks=table)
-            if not self._link.send(wire.encode(message, frames), instruction.peer):
-                self.unsent += 1
-            if isinstance(message, Refusal):
-                self._log(f"Refused a client: {message.reason}")
+            self._say(instruction)
         elif isinstance(instruction, Sampled):
             self._give(instruction.snapshot, instruction.trains)
 
+    def _say(self, instruction: Send) -> None:
+        message, peer = instruction.message, instruction.peer
+        if isinstance(message, Advice) and instruction.blocks:  # the only message of ours that carries a state
+            outbox = self._bulks[peer].outbox
+            parcel = outbox.put(message.step, message.time, instruction.blocks)
+            told = msgspec.structs.replace(message, blocks=parcel.table)
+            if self._link.send(wire.encode(told, parcel.frames), peer):
+                outbox.sent(parcel, message.decision)
+            else:
+                outbox.undo(parcel)
+                self.unsent += 1
+        elif not self._link.send(wire.encode(message), peer):
+            self.unsent += 1
+        if isinstance(message, Refusal):
+            self._log(f"Refused a client: {message.reason}")
+        elif isinstance(message, Welcome):
+            self._greeted(peer, message)
+
+    def _greeted(self, peer: bytes, welcome: Welcome) -> None:
+        """A rank came, or came again: what lay in slots for it belongs to nobody any more."""
+        if peer not in self._bulks:
+            self._bulks[peer] = self._open_bulk(f"down-{len(self._bulks)}")
+        outbox = self._bulks[peer].outbox
+        outbox.free_all()
+        outbox.near = "" if welcome.near else FAR
+
     def _give(self, snapshot: Snapshot, trains: bool) -> None:
-        """Hands an assembled state to the trainers, in the slot that it was assembled in."""
-        assert self.slots is not None  # a state was assembled, so the slots exist
-        arrays = {name: block.array for name, block in snapshot.blocks.items()}
+        """Hands a state to the trainers and the recorder, in the slot that it was assembled in.
+
+        The state of a single rank was not assembled: it is copied now that the answer is on its way.
+        """
+        assert self.slots is not None  # a state came, so the slots exist
         keeps = trains and self.keeping.has_room(self.slots.count)
-        slot = self.slots.filled(arrays, len(self._trainers) + keeps if trains else 0)
+        wanted = len(self._trainers) + keeps if trains else 0
+        given = {name: block.array for name, block in snapshot.blocks.items()}
+        arrays = self.slots.copied(given) if wanted else given
+        slot = self.slots.filled(arrays, wanted) if arrays is not None else None
         if slot is None:
-            self.untrained += trains
+            self.untrained += wanted > keeps
             self.keeping.missed += keeps
+            if self.slots.no_room and not self._told_no_room:
+                self._told_no_room = True
+                self._log(
+                    f"{self._slot_folder} is full: {self.slots.no_room} slots of the training buffer have no room."
+                )
             return
         generation = self.slots.generation(slot)
         sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)

@@ -2,6 +2,7 @@
 
 The payload lies in the file; the message that names a slot travels over a Link, and that system call is the fence. A
 slot is written again only after every trainer has released it, and its generation number finds a stale reference.
+The memory of a slot is taken when it is first used: where there is none left, the pool stays as small as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ ALIGNMENT = 4096
 
 
 class Slots:
-    """A file of `count` slots, each with one array for every field."""
+    """A file of `count` slots, each with one array for every field.
+
+    Attributes:
+        no_room: Slots that could never be used, because shared memory was full when they were needed.
+    """
 
     def __init__(self, path: Path, fields: Sequence[FieldSpec], count: int, *, create: bool) -> None:
         """Opens the file.
@@ -50,22 +55,35 @@ class Slots:
                 file.truncate(size)
         elif not path.exists() or path.stat().st_size != size:
             raise LinkError(f"{path} is not the training buffer of this run: {size} bytes were expected.")
+        self.no_room = 0
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), size)
+        self._there: set[int] = set()
         self._free = list(range(count)) if create else []
         self._holders: dict[int, int] = {}
         self._lent: dict[int, tuple[int, Array]] = {}  # by id of the first array; held, an id stays its own
 
     def acquire(self) -> Mapping[str, Array]:
         """Arrays to assemble a state in: a free slot's, or fresh ones when the trainers hold all slots. Owner only."""
-        if not self._free:
+        slot = self._take()
+        if slot is None:
             return {spec.name: np.zeros(spec.shape, dtype=spec.dtype) for spec in self.fields}
-        slot = self._free.pop()
         self._header(slot)[0] += 1
         arrays = self.arrays(slot)
         first = arrays[self.fields[0].name]
         self._lent[id(first)] = slot, first
         return arrays
+
+    def copied(self, arrays: Mapping[str, Array]) -> Mapping[str, Array] | None:
+        """Arrays of a free slot with the values of arrays that were acquired elsewhere; None when no slot is free."""
+        if id(arrays[self.fields[0].name]) in self._lent:
+            return arrays
+        if not self._free:
+            return None
+        copies = self.acquire()
+        for name, array in copies.items():
+            array[...] = arrays[name]
+        return copies
 
     def discard(self, arrays: Mapping[str, Array]) -> None:
         """Takes back arrays that will not be filled."""
@@ -118,6 +136,21 @@ class Slots:
         """Removes the file if this side owns it. The mapping goes with the last array that views it."""
         if self._owner:
             self.path.unlink(missing_ok=True)
+
+    def _take(self) -> int | None:
+        while self._free:
+            slot = self._free.pop()
+            if slot in self._there:
+                return slot
+            try:
+                with self.path.open("r+b") as file:  # a write to memory that cannot be had would kill this process
+                    os.posix_fallocate(file.fileno(), slot * self._stride, self._stride)
+            except OSError:
+                self.no_room += 1
+                continue
+            self._there.add(slot)
+            return slot
+        return None
 
     def _taken_back(self, arrays: Mapping[str, Array]) -> int | None:
         slot, _ = self._lent.pop(id(arrays[self.fields[0].name]), (None, None))

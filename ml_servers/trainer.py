@@ -67,7 +67,7 @@ class Trainer:
             clock: CPU seconds of this thread or process.
             log: Takes the traceback when the task's plug-in raises.
         """
-        self.name = name
+        self.name, self.who = name, f"trainer of {name}"
         self.halted = False
         self.failed = False
         self.task: Learner | None = None

@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.fields import FieldSpec
 
-VERSION = 2
+VERSION = 3
 """Version of the wire layout. Both sides must have the same."""
 
 LOST_TOLD = 32
@@ -40,8 +40,28 @@ class Action(enum.IntEnum):
     """End the run in good order."""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where the bytes of a Block lie that do not travel in frames.
+
+    Attributes:
+        bulk: `shared` or `adios`.
+        name: File of the ring, or stream, in the folder that both sides know; letters, digits and hyphens.
+        slot: Slot of the ring; 0 for `adios`.
+        generation: Generation of the slot, or number of the step in the stream.
+        at: Bytes from the begin of the slot to the array; its ids begin at the next multiple of 64 behind it.
+    """
+
+    bulk: str
+    name: str
+    slot: int
+    generation: int
+    at: int
+
+
 class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One Block in a block table; its array is the next frame, its ids (if any) the frame after that.
+    """One Block in a block table.
+
+    Without a place its array is the next frame, its ids (if any) the frame after that.
 
     Attributes:
         field: Name of the declared field.
@@ -50,6 +70,7 @@ class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         offset: Position in the global array; empty for particles.
         has_ids: Whether a frame of int64 ids follows the array frame.
         digest: xxh3-64 of the array's bytes (then the ids'), 0 when digests are off.
+        place: Where the bytes are, if not in frames.
     """
 
     field: str
@@ -58,6 +79,7 @@ class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     offset: tuple[int, ...]
     has_ids: bool
     digest: int
+    place: Place | None = None
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -77,6 +99,8 @@ class Hello(_Message, frozen=True, tag=1):
         step: Coupling step that this incarnation continues from.
         last_step: Coupling step at which the run will end.
         can_rewind: Whether the host keeps saved states.
+        end_time: Simulated time at which the run will end, if it comes before `last_step`.
+        token: Token that the client found in the run's folder in shared memory; empty when it uses none.
     """
 
     version: int
@@ -88,6 +112,8 @@ class Hello(_Message, frozen=True, tag=1):
     step: int
     last_step: int
     can_rewind: bool
+    end_time: float = math.inf
+    token: str = ""
 
 
 class Welcome(_Message, frozen=True, tag=2):
@@ -97,11 +123,13 @@ class Welcome(_Message, frozen=True, tag=2):
         epoch: Incarnation of this stream; messages of a lower epoch are refused.
         credit: Messages that may be in flight.
         tasks: Names of the tasks that will answer.
+        near: Whether the server found the same token: both sides see the same shared memory.
     """
 
     epoch: int
     credit: int
     tasks: tuple[str, ...]
+    near: bool = False
 
 
 class Refusal(_Message, frozen=True, tag=3):

@@ -20,6 +20,7 @@ from schemas.fields import FieldSpec
 
 Mode = Literal["off", "shadow", "advise", "act"]
 Rung = Literal["inline", "threads", "local", "mpi"]
+Transport = Literal["auto", "shared", "inline", "adios"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
 Count = Annotated[int, Meta(gt=0)]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
@@ -98,6 +99,23 @@ class LinkSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     window_bytes: Count = 2**28
     max_message_bytes: Count = 2**25
     digest: bool = True
+
+
+class BulkSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[bulk]`: how the arrays travel; `docs/how-to/choose-a-transport.md` says when which is best.
+
+    Attributes:
+        use: `auto`; `shared` memory of one node; `inline` in frames of the message; `adios` in ADIOS2 SST streams. What
+            does not come up is replaced by `inline`, and the summary says why.
+        fields: Exceptions, by field name.
+        slots: States that a ring in shared memory holds; `link.credit` and four more unless given, and no fewer.
+        adios: Parameters of the SST engine, such as `DataTransport = "WAN"`.
+    """
+
+    use: Transport = "auto"
+    fields: dict[str, Transport] = {}
+    slots: Annotated[int, Meta(ge=2)] | None = None
+    adios: dict[str, str | int] = {}
 
 
 class SwitchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -181,6 +199,7 @@ class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     simulation: SimulationSection
     tasks: tuple[TaskSection, ...] = msgspec.field(default=(), name="task")
     link: LinkSection = LinkSection()
+    bulk: BulkSection = BulkSection()
     switch: SwitchSection = SwitchSection()
     guard: GuardSection = GuardSection()
     limits: LimitsSection = LimitsSection()
@@ -228,7 +247,7 @@ def dump(spec: RunSpec) -> str:
     """The spec as TOML, every default written out. `parse` gives an equal spec back."""
     parts = [toml_text.table("[run]", msgspec.structs.asdict(spec.run)), _plugin("[simulation]", spec.simulation)]
     parts += [_plugin("[[task]]", task) for task in spec.tasks]
-    for name in ("link", "switch", "guard", "limits", "output"):
+    for name in ("link", "bulk", "switch", "guard", "limits", "output"):
         parts.append(toml_text.table(f"[{name}]", msgspec.structs.asdict(getattr(spec, name))))
     return "\n".join(parts)
 
@@ -236,6 +255,16 @@ def dump(spec: RunSpec) -> str:
 def _plugin(header: str, section: SimulationSection | TaskSection) -> str:
     own = msgspec.structs.asdict(section)
     return toml_text.table(header, own | own.pop("settings"))
+
+
+def bulk_mistakes(bulk: BulkSection, fields: Iterable[FieldSpec]) -> list[str]:
+    """What `[bulk.fields]` names but the simulation does not have; one full sentence for each."""
+    known = [spec.name for spec in fields]
+    return [
+        f"bulk.fields names {name!r}, but the simulation has {', '.join(map(repr, known))}"
+        for name in bulk.fields
+        if name not in known
+    ]
 
 
 def guard_mistakes(guard: GuardSection, fields: Iterable[FieldSpec], invariants: Iterable[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 Frame 0 is the message as MessagePack, followed by the xxh3-64 of its bytes as a MessagePack integer (always 9 bytes:
 0xcf and the value, big-endian). Then, for each entry of its block table, one raw little-endian C-ordered frame with the
-array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous.
+array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous. An entry with
+a place has no frames: its bytes lie in a slot of shared memory or in a stream.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +32,19 @@ _DTYPES = {name: np.dtype(name) for name in DTYPES}
 
 class WireError(ValueError):
     """Bytes that are not a message of ours; the text says what is wrong with them."""
+
+
+class BlocksLost(WireError):
+    """A message of ours whose Blocks are damaged or gone.
+
+    Attributes:
+        message: The message.
+    """
+
+    def __init__(self, text: str, message: Message) -> None:
+        """Args: text: What is wrong. message: See the attribute."""
+        super().__init__(text)
+        self.message = message
 
 
 def block_table(blocks: Mapping[str, Block], digest: bool = True) -> tuple[tuple[BlockEntry, ...], list[memoryview]]:
@@ -64,17 +78,21 @@ def encode(message: Message, frames: Sequence[Frame] = ()) -> list[Frame]:
     return [head + _seal(head), *frames]
 
 
-def decode(frames: Sequence[Frame], max_bytes: int) -> tuple[Message, dict[str, Block]]:
+def decode(
+    frames: Sequence[Frame], max_bytes: int, fetch: Callable[[BlockEntry], Sequence[Frame]] | None = None
+) -> tuple[Message, dict[str, Block]]:
     """Reads a message and its Blocks.
 
     Args:
         frames: What a Link received. The Blocks view them.
         max_bytes: Largest sum of the array frames that is accepted.
+        fetch: Gives the bytes (and those of the ids) of an entry whose Block lies elsewhere, or raises WireError.
 
     Returns:
         The message and its Blocks by field name.
 
     Raises:
+        BlocksLost: The message is whole, but its Blocks cannot be had.
         WireError: Not ours, too large, of the wrong shape or damaged. Nothing was allocated in proportion to it.
     """
     if not frames:
@@ -88,18 +106,35 @@ def decode(frames: Sequence[Frame], max_bytes: int) -> tuple[Message, dict[str, 
         message = _decode(head[:-SEAL_BYTES])
     except (ValueError, OverflowError, RecursionError) as error:  # msgspec lets UnicodeDecodeError through
         raise WireError(f"Frame 0 is not a message of this version: {error}") from error
-    table = _table(message)
-    expected = len(table) + sum([entry.has_ids for entry in table])
-    if len(frames) - 1 != expected:
-        raise WireError(f"The block table announces {expected} array frames, {len(frames) - 1} came.")
-    if sum(map(len, frames[1:])) > max_bytes:
+    try:
+        return message, _blocks(_table(message), frames[1:], max_bytes, fetch)
+    except WireError as error:
+        raise BlocksLost(str(error), message) from error
+
+
+def _blocks(
+    table: tuple[BlockEntry, ...],
+    frames: Sequence[Frame],
+    max_bytes: int,
+    fetch: Callable[[BlockEntry], Sequence[Frame]] | None,
+) -> dict[str, Block]:
+    expected = sum([1 + entry.has_ids for entry in table if entry.place is None])
+    if len(frames) != expected:
+        raise WireError(f"The block table announces {expected} array frames, {len(frames)} came.")
+    if sum(map(len, frames)) > max_bytes:
         raise WireError(f"The arrays are larger than the {max_bytes} bytes allowed.")
-    blocks, rest = {}, iter(frames[1:])
+    blocks: dict[str, Block] = {}
+    rest = iter(frames)
     for entry in table:
         if entry.field in blocks:
             raise WireError(f"Field {entry.field!r} is in the block table twice.")
-        blocks[entry.field] = _block(entry, rest)
-    return message, blocks
+        if entry.place is None:
+            blocks[entry.field] = _block(entry, rest)
+        elif fetch is None:
+            raise WireError(f"Field {entry.field!r} lies in {entry.place.name!r}, which cannot be read here.")
+        else:
+            blocks[entry.field] = _block(entry, iter(fetch(entry)))
+    return blocks
 
 
 def _table(message: Message) -> tuple[BlockEntry, ...]:

@@ -58,7 +58,16 @@ def _orphaned(name: str) -> bool:
                 return False
         except OSError:  # the process has ended, or is not ours to look into
             continue
-    return (SHM / name).exists()
+    return (SHM / name).exists() and not _of_another_run(SHM / name)
+
+
+def _of_another_run(folder: Path) -> bool:
+    """Whether a folder belongs to a run that a process beside this one has started, and that goes on."""
+    try:
+        owner = int((folder / "owner").read_text().split()[0])
+    except (OSError, ValueError):
+        return False
+    return owner != os.getpid() and Path(f"/proc/{owner}").exists()
 
 
 def _left(before: tuple[set[threading.Thread], dict[str, str], set[str], set[str]]) -> list[str]:

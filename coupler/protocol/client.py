@@ -66,6 +66,7 @@ class ClientProtocol:
         state: See the table in the module docstring.
         refusal: The server's sentence when refused.
         books: What became of the samples.
+        near: Whether the server sees the same shared memory.
     """
 
     def __init__(self, hello: Hello, silence_s: float = 2.0) -> None:
@@ -74,6 +75,7 @@ class ClientProtocol:
         self.refusal = ""
         self.books = Books()
         self.epoch = 0
+        self.near = False
         self.durable = 0
         self._hello = hello
         self._silence_s = silence_s
@@ -89,6 +91,11 @@ class ClientProtocol:
     def may_send(self) -> bool:
         """Whether the window has room for one more message."""
         return self.state == "open" and self._seq - self._received < self._credit
+
+    @property
+    def received(self) -> int:
+        """Watermark: the server has read every message of this epoch up to this seq, or knows that it is lost."""
+        return self._received
 
     @property
     def newest(self) -> int:
@@ -181,6 +188,7 @@ class ClientProtocol:
             self.books.dropped["lost with the server"] += len(self.books.sent)
             self.books.sent.clear()
         self.state, self.epoch, self._credit = "open", welcome.epoch, welcome.credit
+        self.near = welcome.near
         self._seq = self._received = self.durable = 0
         self._decisions.clear()
         self._waiting_since = math.nan

@@ -41,12 +41,20 @@ class Stream:
 class ServerProtocol:
     """State machine of the server for one run: its streams, and the first HELLO that all others must agree with."""
 
-    def __init__(self, run: str, tasks: tuple[str, ...], credit: int, first_epoch: int = 1) -> None:
-        """Args: run: Name of the run. tasks: Names to announce. credit: Window. first_epoch: Above all used before."""
+    def __init__(self, run: str, tasks: tuple[str, ...], credit: int, first_epoch: int = 1, token: str = "") -> None:
+        """Makes it.
+
+        Args:
+            run: Name of the run.
+            tasks: Names to announce.
+            credit: Window.
+            first_epoch: Above all used before.
+            token: Token in the run's folder in shared memory; empty when there is none.
+        """
         self.streams: dict[int, Stream] = {}
         self.agreed: Hello | None = None
         self.credit = credit
-        self._run, self._tasks = run, tasks
+        self._run, self._tasks, self._token = run, tasks, token
         self._epoch = first_epoch - 1
 
     @property
@@ -62,7 +70,7 @@ class ServerProtocol:
             self.agreed = hello
         self._epoch += 1
         self.streams[hello.rank] = Stream(peer, self._epoch)
-        return Welcome(self._epoch, self.credit, self._tasks)
+        return Welcome(self._epoch, self.credit, self._tasks, self._token != "" and hello.token == self._token)
 
     def admit(self, peer: bytes, stamp: Stamp) -> bool:
         """Whether a stamped message is new; counts it either way."""
@@ -77,6 +85,15 @@ class ServerProtocol:
         stream.lost += stamp.seq - stream.received - 1
         stream.newly_lost.extend(range(max(stream.received + 1, stamp.seq - LOST_TOLD), stamp.seq))
         stream.received = stamp.seq
+        return True
+
+    def lose(self, peer: bytes, stamp: Stamp) -> bool:
+        """Whether a stamped message is new whose Blocks cannot be had; it counts as lost."""
+        if not self.admit(peer, stamp):
+            return False
+        stream = self.streams[stamp.rank]
+        stream.lost += 1
+        stream.newly_lost.append(stamp.seq)
         return True
 
     def farewell(self, peer: bytes, bye: Bye) -> bool:

@@ -17,7 +17,7 @@ def spent_by(budget: Budget, steps: int, cost_s: float) -> tuple[float, int, lis
     """Runs to the end without the model ever paying: what was spent, states streamed, leases given."""
     step, leases = 0, []
     while step < steps:
-        budget = budget.asked(STEP_S, cost_s, 0.0)
+        budget = budget.asked(STEP_S, cost_s, 0.0, steps)
         lease, budget = budget.lease(step)
         leases += [lease] if lease > 1 else []
         step += lease
@@ -63,14 +63,14 @@ def test_trainers_are_charged() -> None:
 
 @pytest.mark.parametrize("overhead", [0.0, math.inf])
 def test_budgets_of_nothing_and_without_end(overhead: float) -> None:
-    budget = Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(STEP_S, 1.0, 0.0)
+    budget = Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(STEP_S, 1.0, 0.0, 100)
     assert budget.lease(0)[0] == (MAX_LEASE if overhead == 0.0 else 1)
     assert (
-        Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(0.0, 1.0, 0.0).lease(0)[0] == 1
+        Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(0.0, 1.0, 0.0, 100).lease(0)[0] == 1
     )  # nothing known yet
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -5.0])
 def test_figures_that_cannot_be_durations_count_as_none(bad: float) -> None:
-    budget = Budget(overhead=0.01, steps=100, streamed=BURST, burst=BURST).asked(bad, bad, bad)
+    budget = Budget(overhead=0.01, steps=100, streamed=BURST, burst=BURST).asked(bad, bad, bad, 100)
     assert (budget.spent_s, budget.direct_step_s) == (0.0, 0.0) and budget.lease(10)[0] == 1

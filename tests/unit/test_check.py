@@ -345,8 +345,8 @@ BROKEN = [
         [
             '1: task "dt" owns dt, so [limits] needs dt_min',
             '1: task "dt" owns dt, so [limits] needs dt_max',
-            "19: there is no section [limit]; there are run, simulation, task, link, switch, guard, limits, output; "
-            'did you mean "limits"?',
+            "19: there is no section [limit]; there are run, simulation, task, link, bulk, switch, guard, limits, "
+            'output; did you mean "limits"?',
         ],
     ),
     ("[run]", "steps = 3\n[run]", ['1: there is no section [steps]; did you mean "run.steps"?']),

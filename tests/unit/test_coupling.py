@@ -239,7 +239,7 @@ def test_damaged_bytes_are_counted_and_change_nothing() -> None:
     server.link.inbox.append([memoryview(b"")])
     server.link.inbox.append([])
     go(coupling, sim, 1)
-    assert coupling.garbled == 5 and sim.step == 2
+    assert coupling._channel is not None and coupling._channel.garbled == 5 and sim.step == 2
 
 
 def test_a_rewind_restores_bitwise() -> None:

@@ -107,7 +107,7 @@ def test_a_run_folder_with_every_action(tmp_path: Path) -> None:
     recorder.decided(sim.snapshot(), fields, learned, 0.25, 100.0)
     recorder.decided(sim.snapshot(), fields, Advice(Action.REWIND, "bad", rewind_to=0), 0.0, 101.0)
     recorder.decided(sim.snapshot(), fields, Advice.direct("fine", 0.5), 0.0, 102.0)
-    recorder.close(Ledger(ManualClock()), {"produced": 1})
+    recorder.close(Ledger(ManualClock()), {"produced": 1}, {})
     rows = list(read(tmp_path / "trace.msgpack"))
     assert [(r["action"], r["to_step"], r["decision"], r["version"]) for r in rows] == [
         ("learned", 3, 4, 2),
@@ -127,7 +127,7 @@ def test_a_scalar_of_several_values_is_no_column_and_no_crash(tmp_path: Path) ->
     recorder = RunRecorder(tmp_path)
     snapshot = Snapshot(0, 0.0, 1.0, {"g": Block(np.zeros(3), (0,))})
     recorder.decided(snapshot, fields, Advice.direct("fine", 0.5), 0.0, 0.0)
-    recorder.close(Ledger(ManualClock()), {})
+    recorder.close(Ledger(ManualClock()), {}, {})
     [row] = read(tmp_path / "trace.msgpack")
     assert row["controls"] == {}
 
@@ -135,7 +135,7 @@ def test_a_scalar_of_several_values_is_no_column_and_no_crash(tmp_path: Path) ->
 def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     recorder = RunRecorder(None)
     recorder.decided(Spinner().snapshot(), {}, Advice.direct("fine", 0.5), 0.0, 0.0)
-    recorder.close(Ledger(ManualClock()), {})
+    recorder.close(Ledger(ManualClock()), {}, {})
     assert Recorder(None).write(Observed(step=0, time=0.0, origin=0, values={})) is None
 
 

@@ -82,6 +82,20 @@ def test_a_file_that_is_not_this_runs_is_refused(tmp_path: Path) -> None:
         Slots(tmp_path / "missing", FIELDS, 3, create=False)
 
 
+def test_where_memory_runs_out_the_pool_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(tmp_path / "slots", FIELDS, 3, create=True)
+    assert filled(slots, 1.0, 1) is not None
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(slots_module.os, "posix_fallocate", full)
+    assert filled(slots, 2.0, 1) is None and slots.no_room == 2
+    slots.release(2)
+    assert filled(slots, 3.0, 1) == 2  # what is there goes on
+    slots.close()
+
+
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = namedtuple("full", "f_bavail f_frsize")(1, 4096)
     monkeypatch.setattr(slots_module.os, "statvfs", lambda _path: full)

@@ -1,0 +1,99 @@
+"""Where the processes of one run on one node keep what they share: a folder in shared memory, and a token in it.
+
+Both sides derive the folder's name from that of the run folder. Whether they really see the same memory (a container
+may have its own) shows at the handshake: HELLO carries the token that the client found, and the server compares it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+import xxhash
+
+from coupler.errors import LinkError
+
+MEMORY = Path("/dev/shm")
+TOKEN = "token"
+OWNER = "owner"
+PREFIX = "coupler-"
+
+
+def shared_folder(run_folder: Path) -> Path:
+    """The folder of a run in shared memory, or in the temporary folder where there is none. Not made here."""
+    base = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
+    digest = xxhash.xxh3_64_hexdigest(os.fsencode(run_folder.resolve()))
+    return base / f"{PREFIX}{os.geteuid()}-{digest}"
+
+
+def make(folder: Path) -> str:
+    """Makes the folder (mode 0700) and its token, unless they are there; gives the token.
+
+    Raises:
+        LinkError: It belongs to somebody else, or cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            raise LinkError(f"{folder} belongs to another user; remove it")
+        fresh = folder / f"{TOKEN}.{os.getpid()}"
+        fresh.write_text(secrets.token_hex(16))
+        try:
+            os.link(fresh, folder / TOKEN)  # whole from the first moment, and only once
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+        return (folder / TOKEN).read_text()
+    except OSError as error:
+        raise LinkError(f"{folder} cannot be used for shared memory: {error.strerror}") from error
+
+
+def own(folder: Path) -> None:
+    """Notes this process as the one that will remove the folder, for `sweep`.
+
+    Raises:
+        LinkError: As `make`.
+    """
+    make(folder)
+    (folder / OWNER).write_text(f"{os.getpid()} {_started(os.getpid())}")
+
+
+def leave(folder: Path) -> None:
+    """Called by each process at its end: a folder without an owner goes with the last that used it."""
+    try:
+        if {path.name for path in folder.iterdir()} == {TOKEN}:
+            (folder / TOKEN).unlink()
+            folder.rmdir()
+    except OSError:  # somebody else was faster, or has just come
+        return
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder and all that lies in it; what is mapped stays until the last process lets go."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(base: Path = MEMORY) -> list[Path]:
+    """Removes the folders of this user whose owner was killed; gives their paths."""
+    gone = []
+    for folder in base.glob(f"{PREFIX}{os.geteuid()}-*"):
+        try:
+            pid, started = (folder / OWNER).read_text().split()
+        except (OSError, ValueError):  # not ours to judge: it has no owner
+            continue
+        if _started(int(pid)) != started:
+            remove(folder)
+            gone.append(folder)
+    return gone
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks; with its pid this names one process. Empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
