@@ -54,6 +54,16 @@ class Keeping:
         self._held.clear()
         return [sample for sample in waiting if not self.give(sample)]
 
+    @property
+    def waits(self) -> bool:
+        """Whether there are states for a recorder that is not up yet."""
+        return bool(self._waiting)
+
+    def over(self) -> None:
+        """The run is over: what still waits for the recorder is missed."""
+        self.missed += len(self._waiting)
+        self._waiting = []
+
     def released(self, slots: Iterable[int]) -> None:
         """The recorder is done with these slots."""
         self._held.difference_update(slots)

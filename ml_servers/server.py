@@ -29,6 +29,8 @@ LEARNED_SLOTS = 4
 """Slots of a ring for learned states: one is under way at a time."""
 MOST_SLOTS = 1024
 POLL_S = 0.2
+RECORDER_S = 5.0
+"""Time that a recorder gets to come up when a run is over sooner than that."""
 LINGER_S = 1.0
 """Time that the last messages (acknowledgements, Halt) get to leave."""
 
@@ -89,6 +91,9 @@ class Server:
         """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
         while not (self.core.all_finished or should_stop()):
             self.poll(POLL_S)
+        end = time.monotonic() + RECORDER_S
+        while self.keeping.waits and not should_stop() and time.monotonic() < end:
+            self.poll(POLL_S)
 
     def poll(self, timeout_s: float) -> bool:
         """Handles one message; waits up to timeout_s seconds for it. False when none came."""
@@ -127,6 +132,7 @@ class Server:
         """Ends the trainers, writes what the server knows into the run folder and frees everything."""
         for peer in self._consumers():
             self._send(peer, Halt())
+        self.keeping.over()
         facts = summary(self.core)
         facts["train_s"] = self.train_cpu_s
         facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}

@@ -41,3 +41,10 @@ def test_a_recorder_that_failed_gives_its_slots_back_and_misses_everything() -> 
     assert keeping.has_room(6) and keeping.give(sample(5))
     assert keeping.failed("no space") == {5} and keeping.failure == "no space"
     assert not keeping.has_room(6) and keeping.missed == 1
+
+
+def test_what_still_waits_when_the_run_is_over_is_missed() -> None:
+    keeping = Keeping(wanted=True)
+    assert keeping.has_room(6) and keeping.give(sample(0)) and keeping.waits
+    keeping.over()
+    assert not keeping.waits and (keeping.given, keeping.missed) == (0, 1)

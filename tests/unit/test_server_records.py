@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,8 @@ from coupler.links.memory import MemoryHub
 from ml_servers.recorder import RECORDER
 from ml_servers.server import Server
 from schemas import wire
-from schemas.messages import VERSION, Ask, Begin, Hello, Message, Ready, Sample, Stamp, Trained, Welcome
+from schemas.fields import Block
+from schemas.messages import VERSION, Ask, Begin, Bye, Hello, Message, Ready, Sample, Stamp, Trained, Welcome
 
 
 def told(link: Link, kind: type[Message]) -> list[Message]:
@@ -23,44 +25,87 @@ def told(link: Link, kind: type[Message]) -> list[Message]:
     return [message for message in found if isinstance(message, kind)]
 
 
-def test_the_recorder_takes_half_of_the_slots_and_its_cpu_time_is_no_training(tmp_path: Path) -> None:
-    hub, settings = MemoryHub(capacity_bytes=1 << 24), msgspec.structs.replace(SETTINGS, records=True)
-    more = {"slot_folder": tmp_path, "buffer_bytes": 0, "max_message_bytes": 1 << 20}
-    server = Server(hub.listen(), settings, lambda *_: ScriptedTask(), tmp_path, **more)
-    rank, trainer, recorder = (hub.connect(name) for name in (b"rank-0", b"trainer", b"recorder"))
-    spinner, seq = Spinner(), 0
+class Setting:
+    """A server with four slots, a rank that asks, a trainer and a recorder to be."""
 
-    def handled(link: Link, message: Message, blocks: object = None) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.hub, self.settings = MemoryHub(capacity_bytes=1 << 24), msgspec.structs.replace(SETTINGS, records=True)
+        more = {"slot_folder": folder, "buffer_bytes": 0, "max_message_bytes": 1 << 20}
+        self.server = Server(self.hub.listen(), self.settings, lambda *_: ScriptedTask(), folder, **more)
+        self.rank, self.trainer, self.recorder = (self.hub.connect(n) for n in (b"rank-0", b"trainer", b"recorder"))
+        self.spinner, self.seq = Spinner(), 0
+
+    def handled(self, link: Link, message: Message, blocks: Mapping[str, Block] | None = None) -> None:
         assert link.send(frames_of(message, blocks or {}))
-        while server.poll(0.0):
+        while self.server.poll(0.0):
             pass
 
-    def ask() -> None:
-        nonlocal seq
-        seq += 1
-        shown = spinner.snapshot()
-        stamp = Stamp(0, 1, seq, shown.step, shown.time, shown.dt, shown.controls_until, ())
-        handled(rank, Ask(stamp, until=100), shown.blocks)
-        spinner.integrate(shown.dt, 1)
+    def hello(self) -> None:
+        fields = tuple(self.spinner.fields())
+        hello = Hello(
+            version=VERSION,
+            run=self.settings.run,
+            rank=0,
+            ranks=1,
+            fields=fields,
+            invariants={},
+            step=0,
+            last_step=100,
+            can_rewind=False,
+        )
+        self.handled(self.rank, hello)
+        assert told(self.rank, Welcome)
 
-    handled(trainer, Ready(VERSION, settings.run, settings.tasks[0]))
-    fields = tuple(spinner.fields())
-    handled(rank, Hello(VERSION, settings.run, 0, 1, fields, {}, 0, 100, False))
-    assert told(rank, Welcome)
-    ask()  # before the recorder is up: this state waits for it
-    handled(recorder, Ready(VERSION, settings.run, RECORDER))
+    def ready(self, link: Link, task: str) -> None:
+        self.handled(link, Ready(VERSION, self.settings.run, task))
+
+    def ask(self) -> None:
+        self.seq += 1
+        shown = self.spinner.snapshot()
+        stamp = Stamp(0, 1, self.seq, shown.step, shown.time, shown.dt, shown.controls_until, ())
+        self.handled(self.rank, Ask(stamp, until=100), shown.blocks)
+        self.spinner.integrate(shown.dt, 1)
+
+    def close(self) -> None:
+        self.server.close()
+        for link in (self.rank, self.trainer, self.recorder):
+            link.close()
+
+
+def test_the_recorder_takes_half_of_the_slots_and_its_cpu_time_is_no_training(tmp_path: Path) -> None:
+    set_up = Setting(tmp_path)
+    server, recorder = set_up.server, set_up.recorder
+    set_up.ready(set_up.trainer, set_up.settings.tasks[0])
+    set_up.hello()
+    set_up.ask()  # before the recorder is up: this state waits for it
+    set_up.ready(recorder, RECORDER)
     for _ in range(3):
-        ask()
-    begun = [message.count for message in told(trainer, Begin)]
-    assert begun == [4]
+        set_up.ask()
+    assert [message.count for message in told(set_up.trainer, Begin)] == [4]
     kept = told(recorder, Sample)
     assert [sample.step for sample in kept] == [0, 1] and (server.keeping.given, server.keeping.missed) == (2, 2)
-    handled(recorder, Trained(RECORDER, released=tuple(s.slot for s in kept), cpu_s=5.0))
+    set_up.handled(recorder, Trained(RECORDER, released=tuple(s.slot for s in kept), cpu_s=5.0))
     assert server.untrained == 0 and server.train_cpu_s == 0.0
-    ask()  # the trainer holds all four slots
+    set_up.ask()  # the trainer holds all four slots
     assert server.untrained == 1 and server.keeping.missed == 3
-    handled(recorder, Trained(RECORDER, failure="no space"))
+    set_up.handled(recorder, Trained(RECORDER, failure="no space"))
     assert server.keeping.failure == "no space" and not server.core.failures
-    server.close()
-    for link in (rank, trainer, recorder):
-        link.close()
+    set_up.close()
+
+
+def test_a_run_that_is_over_before_the_recorder_is_up_is_recorded_all_the_same(tmp_path: Path) -> None:
+    set_up = Setting(tmp_path)
+    server, recorder, came = set_up.server, set_up.recorder, []
+    set_up.hello()
+    set_up.ask()
+    set_up.handled(set_up.rank, Bye(0, 1, 1, "finished"))
+
+    def comes_late() -> bool:
+        if server.core.all_finished and not came:
+            came.append(recorder.send(frames_of(Ready(VERSION, set_up.settings.run, RECORDER), {})))
+        return False
+
+    server.serve(comes_late)
+    assert server.core.all_finished and [sample.step for sample in told(recorder, Sample)] == [0]
+    set_up.close()
+    assert server.keeping.given == 1 and server.keeping.missed == 0
