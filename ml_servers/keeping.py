@@ -55,9 +55,9 @@ class Keeping:
         return [sample for sample in waiting if not self.give(sample)]
 
     @property
-    def waits(self) -> bool:
-        """Whether there are states for a recorder that is not up yet."""
-        return bool(self._waiting)
+    def left(self) -> int:
+        """States that the recorder has not written yet."""
+        return len(self._held)
 
     def over(self) -> None:
         """The run is over: what still waits for the recorder is missed."""

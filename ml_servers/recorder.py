@@ -53,6 +53,8 @@ class Recording:
 class Recorder(Trainer):
     """The recorder of a run, in the loop of a trainer. One thread owns it."""
 
+    at_once = 16  # its slots are free again soon
+
     def __init__(
         self,
         run: str,
@@ -74,7 +76,8 @@ class Recorder(Trainer):
     def close(self) -> None:
         """Writes what has come so far, completes the file, tells how much it holds, and frees the Link."""
         try:
-            if not self.failed:
+            before = -1
+            while before != (before := self._recording.states if self._recording else 0) and not self.failed:
                 self.poll(0.0)
             if self._recording is not None:
                 self._recording.close()

@@ -29,8 +29,10 @@ LEARNED_SLOTS = 4
 """Slots of a ring for learned states: one is under way at a time."""
 MOST_SLOTS = 1024
 POLL_S = 0.2
-RECORDER_S = 5.0
-"""Time that a recorder gets to come up when a run is over sooner than that."""
+RECORDER_S = 10.0
+"""Time that the recorder gets to finish when the ranks have left."""
+STALLED_S = 4.0
+"""A recorder that writes nothing for so long is not waited for."""
 LINGER_S = 1.0
 """Time that the last messages (acknowledgements, Halt) get to leave."""
 
@@ -91,9 +93,17 @@ class Server:
         """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
         while not (self.core.all_finished or should_stop()):
             self.poll(POLL_S)
-        end = time.monotonic() + RECORDER_S
-        while self.keeping.waits and not should_stop() and time.monotonic() < end:
+        self._let_record(should_stop)
+
+    def _let_record(self, should_stop: Callable[[], bool]) -> None:
+        """Waits until the recorder has written what it has, as long as it gets on."""
+        left, now = -1, time.monotonic()
+        end = stalled = now + RECORDER_S
+        while self.keeping.left and not should_stop() and now < min(end, stalled):
+            if self.keeping.left != left:
+                left, stalled = self.keeping.left, now + STALLED_S
             self.poll(POLL_S)
+            now = time.monotonic()
 
     def poll(self, timeout_s: float) -> bool:
         """Handles one message; waits up to timeout_s seconds for it. False when none came."""

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from coupler.contracts import Backtest, Link, Report
 from coupler.errors import LinkError
@@ -44,7 +44,12 @@ class Trainer:
 
     One thread owns it. `poll` does one bounded piece of work: it takes the samples that have come, learns one step if
     there is something to learn, and reports.
+
+    Attributes:
+        at_once: Most messages taken before it reports.
     """
+
+    at_once: ClassVar[int] = 1 << 30
 
     def __init__(
         self,
@@ -128,9 +133,9 @@ class Trainer:
         self._link.close()
 
     def _take(self, timeout_s: float) -> bool:
-        fresh = False
-        while not self.halted and (received := self._link.receive(timeout_s)) is not None:
-            timeout_s = 0.0
+        fresh, rest = False, self.at_once
+        while not self.halted and rest and (received := self._link.receive(timeout_s)) is not None:
+            timeout_s, rest = 0.0, rest - 1
             message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
             if isinstance(message, Halt | Refusal):
                 self.halted = True
