@@ -180,23 +180,20 @@ class Supervisor:
                         _ask_to_end(fed)
 
     def _farewell(self, outcome: Outcome, asked: Callable[[], bool]) -> None:
-        """Waits for the server, which ends when every rank has said goodbye, then for the recorder, which the server
-        tells to end. The trainers need no time.
+        """Waits for the server, which ends when every rank has said goodbye. The trainers need no time, and the
+        recorder none after the server, which lets it write what there is.
         """
         end = time.monotonic() + FAREWELL_S
-        for role in ("server", "recorder"):
-            if role == "recorder" and any(child.popen.poll() != 0 for child in self._of("server")):
-                return  # nobody has told it to end; it is asked to when everything is stopped
-            children = self._of(role)
-            while any(child.runs and not is_stopped(child.popen.pid) for child in children):
-                if asked() or time.monotonic() > end:
-                    break
-                time.sleep(0.02)
-            for child in children:
-                if child.runs:
-                    child.noticed = True
-                    how = "was stopped" if is_stopped(child.popen.pid) else "did not end"
-                    outcome.lost.append(f"The process {child.process.name!r} {how} when the simulation had ended.")
+        servers = self._of("server")
+        while any(child.runs and not is_stopped(child.popen.pid) for child in servers):
+            if asked() or time.monotonic() > end:
+                break
+            time.sleep(0.02)
+        for child in servers:
+            if child.runs:
+                child.noticed = True
+                how = "was stopped" if is_stopped(child.popen.pid) else "did not end"
+                outcome.lost.append(f"The process {child.process.name!r} {how} when the simulation had ended.")
 
 
 def last_line(log: Path) -> str:
