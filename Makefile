@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: setup check test soak demo bench docs system clean
+.PHONY: setup adios-mpi check test soak demo bench docs system clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $(STAMP)
+
+# Puts an ADIOS2 with MPI in place of the serial wheel: about ten minutes the first time, seconds from the cache later.
+adios-mpi: setup
+	sh scripts/adios_mpi.sh $(VENV)
 
 # The main job: the gust, coupled and all-direct, about five minutes. Ends by naming the report it wrote.
 demo: setup

@@ -11,12 +11,40 @@ from coupler.errors import LinkError
 from coupler.protocol.client import ClientProtocol
 from schemas import wire
 from schemas.fields import Block, Snapshot
-from schemas.messages import Message, Stamp
+from schemas.messages import Ack, Advice, Message, Stamp
 
 LINGER_S = 0.2
 """Time that the farewell gets to leave."""
+LOST_IN_A_ROW = 24
+"""States lost in a row after which a stream is given up; the first ones may come before its reader is there."""
 STATUS_CHARS = 2000
 """Longest cause of a failure that a farewell carries."""
+
+
+class StreamedSeqs:
+    """What became of the messages whose Blocks went by a stream."""
+
+    def __init__(self) -> None:
+        """Nothing was sent yet."""
+        self._open: set[int] = set()
+        self._arrived, self._lost = False, 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something was sent, and nothing has ever arrived: the reader may still be opening the stream."""
+        return bool(self._open) and not self._arrived
+
+    def sent(self, seq: int) -> None:
+        """A message was sent."""
+        self._open.add(seq)
+
+    def acknowledged(self, ack: Ack) -> bool:
+        """Takes an acknowledgement; whether the stream is to be given up."""
+        for seq in sorted(seq for seq in self._open if seq <= ack.received):
+            self._open.discard(seq)
+            self._lost = self._lost + 1 if seq in ack.lost else 0
+            self._arrived |= not self._lost
+        return self._lost >= LOST_IN_A_ROW
 
 
 class Channel:
@@ -53,10 +81,13 @@ class Channel:
         self._max_message_bytes = max_message_bytes
         self._bulk, self.outbox = bulk, bulk.outbox
         self._epoch = self._read = 0
+        self._streamed = StreamedSeqs()
         self._why_unsent = ""
 
     def drain(self, timeout_s: float) -> None:
         """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due."""
+        if self._streamed.waiting:
+            self.outbox.come_by()
         hello = self.protocol.due_hello(self._clock())
         if hello is not None and not self._link.send(wire.encode(hello)):
             self.protocol.hello_unsent()
@@ -69,7 +100,7 @@ class Channel:
                 self.last_garbled = str(error)
                 continue
             self.protocol.receive(message, blocks)
-            self._free()
+            self._free(message)
 
     def post(
         self, snapshot: Snapshot, blocks: Mapping[str, Block], make: Callable[[Stamp], Message], *, sample: bool
@@ -94,6 +125,8 @@ class Channel:
             taken, self._why_unsent = False, str(error)
         if taken:
             self.outbox.sent(parcel, stamp.seq)
+            if parcel.streamed:
+                self._streamed.sent(stamp.seq)
         else:
             self.outbox.undo(parcel)
             self.protocol.unsent(stamp, self._why_unsent)
@@ -117,12 +150,16 @@ class Channel:
         self._link.close(LINGER_S)
         self._bulk.close()
 
-    def _free(self) -> None:
-        """What the server has read may be overwritten."""
+    def _free(self, message: Message) -> None:
+        """What the server has read may be overwritten. A stream whose steps do not arrive is given up."""
         protocol = self.protocol
+        ack = message if isinstance(message, Ack) else message.ack if isinstance(message, Advice) else None
+        if ack is not None and ack.epoch == protocol.epoch and self._streamed.acknowledged(ack):
+            self.outbox.no_stream(f"{LOST_IN_A_ROW} states in a row did not arrive")
         if protocol.epoch != self._epoch:
             self._epoch, self._read = protocol.epoch, 0
             self.outbox.free_all()
+            self._streamed = StreamedSeqs()
             self.outbox.near = "" if protocol.near else FAR
         if protocol.received != self._read:
             self._read = protocol.received

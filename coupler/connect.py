@@ -15,8 +15,9 @@ from coupler import registry
 from coupler.bulks import folder as bulk_folder
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import BulkRules
-from coupler.bulks.outbox import SPARE_SLOTS, Outbox
+from coupler.bulks.outbox import SPARE_SLOTS, Outbox, Stream
 from coupler.bulks.shared import RingReader
+from coupler.bulks.streams import Streams
 from coupler.contracts import Invariant, Link
 from coupler.coupling import Coupling
 from coupler.errors import LinkError
@@ -96,7 +97,9 @@ def connect(spec: run.RunSpec, folder: Path, identity: str) -> Link:
     return link
 
 
-def bulk(spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None) -> Bulk:
+def bulk(
+    spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None, fields: Sequence[FieldSpec] | None = None
+) -> Bulk:
     """How the Blocks of one process of a run travel.
 
     Args:
@@ -104,6 +107,7 @@ def bulk(spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None) -
         folder: Run folder.
         stem: Who it is: letters, digits and hyphens.
         slots: Slots of a ring unless the case says; room for the credit when None.
+        fields: What a rank may send in streams; None on the server's side, which reads them.
     """
     rules = bulk_rules(spec)
     shared, token = bulk_folder.shared_folder(folder), ""
@@ -112,6 +116,14 @@ def bulk(spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None) -
             token = bulk_folder.make(shared)
         except LinkError as error:
             near = str(error)
+    contacts = (folder / SOCKET).resolve().parent
+
+    def open_stream() -> Stream:
+        from coupler.bulks.adios import AdiosWriter
+
+        contacts.mkdir(mode=0o700, exist_ok=True)
+        return AdiosWriter(contacts / f"{stem}-up", fields or (), rules.adios)
+
     outbox = Outbox(
         rules,
         folder=shared if token else None,
@@ -119,8 +131,11 @@ def bulk(spec: run.RunSpec, folder: Path, stem: str, slots: int | None = None) -
         stem=stem,
         slots=slots or spec.link.credit + SPARE_SLOTS,
         digest=spec.link.digest,
+        adios=no_adios if fields is not None else lambda: "learned states come back in frames",
+        stream=open_stream,
     )
-    return Bulk(outbox, RingReader(shared), token, shared) if token else Bulk(outbox)
+    streams = Streams(contacts, rules.adios) if fields is None else None
+    return Bulk(outbox, RingReader(shared) if token else None, streams, token, shared if token else None)
 
 
 def bulk_rules(spec: run.RunSpec) -> BulkRules:
@@ -191,7 +206,7 @@ def open_coupling(
         ranks=ranks,
         guard=guard(spec),
         recorder=RunRecorder(folder if ranks.rank == 0 else None),
-        bulk=bulk(spec, folder, f"rank-{ranks.rank}") if link is not None else None,
+        bulk=bulk(spec, folder, f"rank-{ranks.rank}", fields=fields) if link is not None else None,
         invariants=invariants,
         can_rewind=can_rewind,
     )

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from coupler.bulks.adios import refused
 from coupler.bulks.outbox import SPARE_SLOTS
+from coupler.connect import bulk_rules
 from coupler.contracts import Simulation, Task
 from coupler.registry import parameters
 from launch.structure import Mistake
@@ -128,6 +130,7 @@ def _bulk(spec: RunSpec) -> Iterator[Mistake]:
             f"bulk.slots is {spec.bulk.slots}; it must be {least} or more: link.credit = {spec.link.credit} under way, "
             f"and {SPARE_SLOTS} to work in",
         )
+    yield from (Mistake(("bulk", "adios"), sentence) for sentence in refused(bulk_rules(spec).adios))
 
 
 def address_mistake(address: str, curve: bool) -> str:

@@ -241,6 +241,8 @@ class Server:
         return self._link.send(wire.encode(message), peer)
 
     def _start_slots(self, fields: Sequence[FieldSpec]) -> Slots:
+        if self._bulk.streams is not None:
+            self._bulk.streams.declare(fields)
         size = sum(spec.nbytes for spec in fields) + 8192
         count = int(min(max(self._buffer_bytes // size, 4), MOST_SLOTS))
         self.slots = Slots(self._slot_folder / SLOTS, fields, count, create=True)

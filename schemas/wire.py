@@ -62,9 +62,9 @@ def block_table(blocks: Mapping[str, Block], digest: bool = True) -> tuple[tuple
         array = np.asarray(block.array, order="C")
         if array.dtype.byteorder == ">":
             array = array.astype(array.dtype.newbyteorder("<"))
-        parts = [_raw(array)]
+        parts = [raw(array)]
         if block.ids is not None:
-            parts.append(_raw(np.asarray(block.ids, dtype="<i8", order="C")))
+            parts.append(raw(np.asarray(block.ids, dtype="<i8", order="C")))
         value = _digest(parts) if digest else 0
         offset = () if block.ids is not None else block.offset
         table.append(BlockEntry(name, array.dtype.str, array.shape, offset, block.ids is not None, value))
@@ -167,7 +167,8 @@ def _block(entry: BlockEntry, frames: Any) -> Block:
     return Block(array, entry.offset, ids)
 
 
-def _raw(array: np.ndarray[Any, Any]) -> memoryview:
+def raw(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of a C-ordered array."""
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -48,7 +49,12 @@ class Route(NamedTuple):
 
 
 def outlook(rules: BulkRules, adios: str) -> list[str]:
-    """What `choose` will do, in words, before the sizes are known. `adios` as there."""
+    """What `choose` will do, in words, before the sizes are known.
+
+    Args:
+        rules: What the run file says.
+        adios: Why ADIOS2 cannot be used; empty when it can.
+    """
     ways = {
         "inline": "in frames of the message",
         "shared": "in slots of shared memory, or in frames where the server does not see this node's",
@@ -65,7 +71,7 @@ def outlook(rules: BulkRules, adios: str) -> list[str]:
 FAR = "the other side does not see this node's shared memory"
 
 
-def choose(rules: BulkRules, field: str, nbytes: int, near: str, adios: str) -> Route:
+def choose(rules: BulkRules, field: str, nbytes: int, near: str, adios: Callable[[], str]) -> Route:
     """The way of one field.
 
     Args:
@@ -73,7 +79,7 @@ def choose(rules: BulkRules, field: str, nbytes: int, near: str, adios: str) -> 
         field: Its name.
         nbytes: Bytes of this rank's Block.
         near: Empty where the other side sees this node's shared memory, else why not.
-        adios: Empty where ADIOS2 can be used, else why not.
+        adios: Tells why ADIOS2 cannot be used, or nothing where it can; asked only when it matters.
     """
     wanted = rules.fields.get(field, rules.use)
     if wanted == "inline":
@@ -81,11 +87,12 @@ def choose(rules: BulkRules, field: str, nbytes: int, near: str, adios: str) -> 
     if wanted == "shared":
         return Route("inline", f"not shared: {near}") if near else Route("shared", "as the run file says")
     if wanted == "adios":
-        return Route("inline", f"not adios: {adios}") if adios else Route("adios", "as the run file says")
+        reason = adios()
+        return Route("inline", f"not adios: {reason}") if reason else Route("adios", "as the run file says")
     if nbytes < SMALL_BYTES:
         return Route("inline", f"less than {SMALL_BYTES} bytes")
     if not near:
         return Route("shared", "both sides are on one node")
-    if not adios and near == FAR and nbytes >= ADIOS_BYTES:
+    if near == FAR and nbytes >= ADIOS_BYTES and not adios():
         return Route("adios", "the other side is on another node")
     return Route("inline", near)

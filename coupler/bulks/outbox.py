@@ -34,6 +34,10 @@ class Stream(Protocol):
         """Writes a step without waiting for a reader; gives its number in the stream."""
         ...
 
+    def come_by(self) -> None:
+        """Lets readers that are opening in."""
+        ...
+
     def close(self) -> None:
         """Ends the stream."""
         ...
@@ -47,11 +51,13 @@ class Parcel:
         table: Block table for the message.
         frames: Frames that travel with it.
         slot: Ring and slot that hold the rest; None when nothing lies in a slot.
+        streamed: Whether some of it goes by a stream.
     """
 
     table: tuple[BlockEntry, ...]
     frames: list[memoryview]
     slot: tuple[Ring, int] | None = None
+    streamed: bool = False
 
 
 class Outbox:
@@ -72,7 +78,7 @@ class Outbox:
         stem: str = "",
         slots: int = 12,
         digest: bool = True,
-        adios: str = "",
+        adios: Callable[[], str] = lambda: "this side has no stream",
         stream: Callable[[], Stream] | None = None,
     ) -> None:
         """Makes an empty outbox; nothing is opened before the first Blocks show what is needed.
@@ -84,7 +90,7 @@ class Outbox:
             stem: Who writes, for the names of rings; letters, digits and hyphens.
             slots: Slots of a ring, unless the run file says.
             digest: Whether frames carry digests.
-            adios: Why ADIOS2 cannot be used; empty when it can.
+            adios: Tells why ADIOS2 cannot be used; nothing when it can.
             stream: Opens the stream for fields that go by ADIOS2.
         """
         self.near = "not known yet"
@@ -95,7 +101,7 @@ class Outbox:
         self._file: RingFile | None = None
         self._old: list[RingFile] = []  # too small, but not read to the end yet
         self._no_ring = "" if folder is not None else no_folder
-        self._no_stream = adios or ("" if stream is not None else "this side has no stream")
+        self._no_stream = adios
         self._open_stream = stream
         self._stream: Stream | None = None
 
@@ -118,7 +124,7 @@ class Outbox:
         table, frames = wire.block_table(rest, self._digest)
         if places:
             table = (*(_entry(name, blocks[name], place) for name, place in places.items()), *table)
-        return Parcel(table, frames, slot)
+        return Parcel(table, frames, slot, bool(streamed))
 
     def sent(self, parcel: Parcel, key: int) -> None:
         """The message with a parcel is under way; `free` with this key or a higher one ends its life."""
@@ -220,9 +226,14 @@ class Outbox:
             return {}
         return {name: Place("adios", self._stream.name, 0, number, 0) for name in blocks}
 
+    def come_by(self) -> None:
+        """Lets a reader of the stream in that is still opening; called while nothing was read from it yet."""
+        if self._stream is not None:
+            self._stream.come_by()
+
     def no_stream(self, reason: str) -> None:
         """The stream does not come up, or does not arrive: its fields go another way from now on."""
-        self._no_stream = reason
+        self._no_stream = lambda: reason
         self.routes.clear()
         log.warning("No ADIOS2 stream for %s: %s", self._stem, reason)
 
