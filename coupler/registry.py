@@ -30,6 +30,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "double_well": "sim_clients.double_well:DoubleWell",
         "lammps": "sim_clients.adapters.lammps:Lammps",
         "oscillator": "sim_clients.oscillator:Oscillator",
+        "recording": "sim_clients.recording:Recording",
         "relaxation": "sim_clients.relaxation:Relaxation",
         "vortex_street": "sim_clients.vortex_street:VortexStreet",
     },

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from coupler import registry
+from coupler.bulks import bp5
 from coupler.errors import CaseError, PluginError
 from launch import toml_lines
 from launch.overrides import override
@@ -53,6 +54,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     case.search()
     case.sections()
     case.links()
+    case.recording()
     case.rules()
     if case.mistakes or case.refused:
         raise CaseError(case.report())
@@ -143,6 +145,17 @@ class _Case:
                 registry.find("links", use)
             except PluginError as problem:
                 self._add(("link", "use"), str(problem))
+
+    def recording(self) -> None:
+        """Looks for what a recording needs: a server, and the package that writes it."""
+        output, run = self.table.get("output"), self.table.get("run")
+        if not isinstance(output, dict) or output.get("record") != "bp5":
+            return
+        path = ("output", "record")
+        if isinstance(run, dict) and run.get("mode") == "off":
+            self._add(path, 'output.record is "bp5", but nothing is streamed in mode "off"; use run.mode = "shadow"')
+        if sentence := bp5.missing():
+            self._add(path, f'output.record is "bp5", but {sentence}')
 
     def rules(self) -> None:
         """Tries the rules that span several keys, on all that is right so far."""

@@ -16,6 +16,7 @@ from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
+from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
@@ -91,7 +92,7 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
     make(slots)
     try:
         server = _server(spec, folder, hub, slots, log)
-        trainers = [
+        trainers: list[Trainer] = [
             Trainer(
                 task_maker(spec),
                 task.name,
@@ -102,6 +103,8 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
             )
             for task in spec.tasks
         ]
+        if spec.output.record is not None:
+            trainers.append(Recorder(spec.run.name, hub.connect(b"recorder"), folder, log=log))
         link = hub.connect(b"rank-0")
         try:
             if spec.run.rung == "inline":
@@ -109,7 +112,7 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
                 return client.run(spec, folder, Ranks(), link=pumped)
             return _threads(spec, folder, link, server, trainers, failed)
         finally:
-            closings = [("server", server.close), *((f"trainer of {t.name}", t.close) for t in trainers)]
+            closings = [("server", server.close), *((t.who, t.close) for t in trainers)]
             for who, close in closings:
                 try:
                     close()
@@ -165,7 +168,7 @@ def _threads(
         except (Exception, SystemExit) as error:  # as when its process ends
             failed(who, error)
 
-    jobs = [("server", server.serve), *((f"trainer of {trainer.name}", trainer.run) for trainer in trainers)]
+    jobs = [("server", server.serve), *((trainer.who, trainer.run) for trainer in trainers)]
     workers = [threading.Thread(target=work, args=job, name=job[0]) for job in jobs]
     for worker in workers:
         worker.start()

@@ -12,7 +12,7 @@ from typing import Literal
 
 from schemas.run import RunSpec
 
-Role = Literal["simulation", "server", "trainer"]
+Role = Literal["simulation", "server", "trainer", "recorder"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The processes share the cores; libraries that start a thread per core would slow the ranks."""
@@ -63,6 +63,9 @@ def plan(spec: RunSpec, run_folder: Path, python: str, mpiexec: str) -> tuple[Pr
     for task in spec.tasks:
         argv = (python, "-m", "ml_servers", folder, "--task", task.name)
         trainers.append(_process(spec, run_folder, "trainer", f"trainer-{task.name}", argv, nice=TRAINER_NICE))
+    if spec.output.record is not None:
+        argv = (python, "-m", "ml_servers", folder, "--record")
+        trainers.append(_process(spec, run_folder, "recorder", "recorder", argv, nice=TRAINER_NICE))
     return (server, *trainers, simulation)
 
 

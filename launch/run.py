@@ -25,6 +25,7 @@ from launch.progress import Progress
 from launch.report.summary import summarise
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
+from ml_servers.recorder import BOOKS
 from ml_servers.server import SUMMARY as SERVER
 from schemas import run as run_file
 from schemas.run import RunSpec
@@ -205,6 +206,7 @@ def _facts(
         "horizon_error": server.get("horizon_error", {}),
         "switch": switch,
         "failures": server.get("failures", {}),
+        "recording": _recording(spec, server, _read(folder / BOOKS)),
         "lost": outcome.lost,
         "ledger": {key: ledger[key] for key in ("direct_s", "learned_s", "stall_s") if key in ledger}
         | ({"startup_s": simulation["startup_s"]} if "startup_s" in simulation else {}),
@@ -214,6 +216,15 @@ def _facts(
         "judgement": _read(folder / REFERENCE / RESULT).get("judgement"),
         "torch_in_simulation": simulation.get("torch_loaded"),
     }
+
+
+def _recording(spec: RunSpec, server: dict[str, Any], books: dict[str, Any]) -> dict[str, Any] | None:
+    """States in the recording, and those that are missing there; None when nothing was to be recorded."""
+    if spec.output.record is None:
+        return None
+    told, states = server.get("recording", {}), books.get("states")
+    lost = None if states is None or not told else told["missed"] + told["given"] - states
+    return {"states": states, "missed": lost, "failure": told.get("failure") or None}
 
 
 def _cause(folder: Path, outcome: Outcome, log: Path) -> str:
@@ -251,6 +262,8 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         if isinstance(value, list | dict):  # tables and curves, for the report
             continue
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
+    if missed := (summary.get("recording") or {}).get("missed"):
+        console.print(f"[yellow]{missed} states are missing in the recording: the recorder did not keep up.[/]")
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
 

@@ -164,7 +164,7 @@ class Supervisor:
 
     def _notice(self, outcome: Outcome, notice: Callable[[str], None]) -> None:
         """Reports server-side processes that ended early. Without the server, the trainers have nothing to do."""
-        for child in (*self._of("server"), *self._of("trainer")):
+        for child in (*self._of("server"), *self._of("trainer"), *self._of("recorder")):
             code = child.popen.poll()
             if code is None or code == 0 or child.noticed:
                 continue
@@ -172,15 +172,17 @@ class Supervisor:
             how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
             last = f" ({line})" if code > 0 and (line := last_line(child.process.log)) else ""
             outcome.lost.append(f"The process {child.process.name!r} {how}{last}; see logs/{child.process.log.name}.")
-            without = "without it" if child.process.role == "trainer" else "directly"
+            without = "directly" if child.process.role == "server" else "without it"
             notice(f"{outcome.lost[-1]} The run goes on {without}." if outcome.code is None else outcome.lost[-1])
             if child.process.role == "server":
-                for trainer in self._of("trainer"):
-                    if trainer.runs:
-                        _ask_to_end(trainer)
+                for fed in (*self._of("trainer"), *self._of("recorder")):
+                    if fed.runs:
+                        _ask_to_end(fed)
 
     def _farewell(self, outcome: Outcome, asked: Callable[[], bool]) -> None:
-        """Waits for the server, which ends when every rank has said goodbye. The trainers need no time."""
+        """Waits for the server, which ends when every rank has said goodbye. The trainers need no time, and the
+        recorder none after the server, which lets it write what there is.
+        """
         end = time.monotonic() + FAREWELL_S
         servers = self._of("server")
         while any(child.runs and not is_stopped(child.popen.pid) for child in servers):

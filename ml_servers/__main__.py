@@ -1,4 +1,6 @@
-"""`python -m ml_servers RUN_FOLDER` is the server of a run; with `--task NAME` it is the trainer of one task."""
+"""`python -m ml_servers RUN_FOLDER` is the server of a run; with `--task NAME` it is the trainer of one task, with
+`--record` the recorder.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 from coupler import connect
 from coupler.bulks.folder import leave, make, shared_folder
 from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
+from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
@@ -70,16 +73,30 @@ def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> int:
     return FAILED if trainer.failed else 0 if trainer.halted else ASKED
 
 
+def record(spec: RunSpec, folder: Path, stop: _Stop) -> int:
+    """The recorder process; its exit code."""
+    link = connect.connect(spec, folder, "recorder")
+    recorder = Recorder(spec.run.name, link, folder, clock=time.process_time, log=log.info)
+    try:
+        recorder.run(stop)
+    finally:
+        recorder.close()
+    return FAILED if recorder.failed else 0 if recorder.halted else ASKED
+
+
 def main() -> int:
     """Runs one process of the server side until the run is over."""
     parser = argparse.ArgumentParser(prog="python -m ml_servers", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--task", help="train this task instead of serving")
+    parser.add_argument("--record", action="store_true", help="record the states instead of serving")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stop = _Stop()
     spec = connect.read_case(told.folder)
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
+    if told.record:
+        return record(spec, told.folder, stop)
     return serve(spec, told.folder, stop) if told.task is None else train(spec, told.folder, told.task, stop)
 
 

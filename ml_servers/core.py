@@ -39,6 +39,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         credit: Messages that a rank may have in flight.
         overhead: See `ml_servers.budget`.
         invariants: Largest relative drift of an invariant through learned states, by name.
+        records: Whether a recorder will ask for the states.
         first_epoch: Above all epochs that earlier servers of this run gave.
         token: Token in the run's folder in shared memory; empty when there is none.
     """
@@ -53,6 +54,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     credit: int = 8
     overhead: float = 0.03
     invariants: dict[str, float] = {}
+    records: bool = False
     first_epoch: int = 1
     token: str = ""
 
@@ -309,9 +311,8 @@ class ServerCore:
         return None if known else self._assembly.add(stamp.rank, part)
 
     def _is_outstanding(self, step: int, asks: Mapping[int, Ask]) -> bool:
-        """Whether a learned state is on its way that the host, one or more steps further, can still adopt.
-
-        A newer decision would only make it forget that one.
+        """Whether a learned state is on its way that the host, one or more steps further, can still adopt: a newer
+        decision would only make it forget that one.
         """
         if step >= self._outstanding or any(ask.refused for ask in asks.values()):
             self._outstanding = -1

@@ -38,6 +38,7 @@ def core_settings(spec: RunSpec) -> CoreSettings:
         credit=spec.link.credit,
         overhead=own.overhead,
         invariants=dict(spec.guard.invariants),
+        records=spec.output.record is not None,
     )
 
 

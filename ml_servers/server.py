@@ -16,6 +16,8 @@ from coupler.files import write_whole
 from ml_servers import checkpoint
 from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
 from ml_servers.facts import summary
+from ml_servers.keeping import Keeping
+from ml_servers.recorder import RECORDER
 from ml_servers.slots import Slots
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
@@ -27,6 +29,10 @@ LEARNED_SLOTS = 4
 """Slots of a ring for learned states: one is under way at a time."""
 MOST_SLOTS = 1024
 POLL_S = 0.2
+RECORDER_S = 10.0
+"""Time that the recorder gets to finish when the ranks have left."""
+STALLED_S = 4.0
+"""A recorder that writes nothing for so long is not waited for."""
 LINGER_S = 1.0
 """Time that the last messages (acknowledgements, Halt) get to leave."""
 
@@ -71,6 +77,7 @@ class Server:
         self.train_cpu_s = 0.0
         self.superseded = 0
         self.untrained = 0
+        self.keeping = Keeping(settings.records)
         self._link, self._folder, self._log = link, folder, log
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
         self._max_message_bytes = max_message_bytes
@@ -78,6 +85,7 @@ class Server:
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._trainers: dict[str, bytes] = {}
+        self._recorder = b""
         self._told_no_room = False
         self._told: set[str] = set()  # tasks whose failure was logged
 
@@ -85,6 +93,17 @@ class Server:
         """Serves until every rank has said goodbye or should_stop() is true (asked between messages)."""
         while not (self.core.all_finished or should_stop()):
             self.poll(POLL_S)
+        self._let_record(should_stop)
+
+    def _let_record(self, should_stop: Callable[[], bool]) -> None:
+        """Waits until the recorder has written what it has, as long as it gets on."""
+        left, now = -1, time.monotonic()
+        end = stalled = now + RECORDER_S
+        while self.keeping.left and not should_stop() and now < min(end, stalled):
+            if self.keeping.left != left:
+                left, stalled = self.keeping.left, now + STALLED_S
+            self.poll(POLL_S)
+            now = time.monotonic()
 
     def poll(self, timeout_s: float) -> bool:
         """Handles one message; waits up to timeout_s seconds for it. False when none came."""
@@ -121,11 +140,16 @@ class Server:
 
     def close(self) -> None:
         """Ends the trainers, writes what the server knows into the run folder and frees everything."""
-        for peer in self._trainers.values():
+        for peer in self._consumers():
             self._send(peer, Halt())
+        self.keeping.over()
         facts = summary(self.core)
         facts["train_s"] = self.train_cpu_s
         facts["samples"] |= {"superseded": self.superseded, "untrained": self.untrained, "garbled": self.garbled}
+        if self.keeping.wanted:
+            facts["recording"] = {key: getattr(self.keeping, key) for key in ("given", "missed", "failure")}
+        if self.keeping.missed:
+            self._log(f"The recorder missed {self.keeping.missed} states, which are not in the recording.")
         write_whole(self._folder / SUMMARY, json.dumps(facts, indent=1))
         self._link.close(LINGER_S)
         if self.slots is not None:
@@ -168,17 +192,19 @@ class Server:
         outbox.near = "" if welcome.near else FAR
 
     def _give(self, snapshot: Snapshot, trains: bool) -> None:
-        """Hands a state to the trainers, in the slot that it was assembled in.
+        """Hands a state to the trainers and the recorder, in the slot that it was assembled in.
 
         The state of a single rank was not assembled: it is copied now that the answer is on its way.
         """
         assert self.slots is not None  # a state came, so the slots exist
-        wanted = len(self._trainers) if trains else 0
+        keeps = trains and self.keeping.has_room(self.slots.count)
+        wanted = len(self._trainers) + keeps if trains else 0
         given = {name: block.array for name, block in snapshot.blocks.items()}
         arrays = self.slots.copied(given) if wanted else given
         slot = self.slots.filled(arrays, wanted) if arrays is not None else None
         if slot is None:
-            self.untrained += wanted > 0
+            self.untrained += wanted > keeps
+            self.keeping.missed += keeps
             if self.slots.no_room and not self._told_no_room:
                 self._told_no_room = True
                 self._log(
@@ -191,6 +217,8 @@ class Server:
             if not self._send(peer, sample):
                 self.slots.release(slot)
                 self.untrained += 1
+        if keeps and not self.keeping.give(sample):
+            self.slots.release(slot)
 
     def _fail(self, task: str, reason: str) -> None:
         self.core.failed(task, reason)
@@ -218,9 +246,13 @@ class Server:
         size = sum(spec.nbytes for spec in fields) + 8192
         count = int(min(max(self._buffer_bytes // size, 4), MOST_SLOTS))
         self.slots = Slots(self._slot_folder / SLOTS, fields, count, create=True)
-        for peer in self._trainers.values():
+        for peer in self._consumers():
             self._send(peer, self._begin(self.slots))
         return self.slots
+
+    def _consumers(self) -> list[bytes]:
+        """Peers that take states: the trainers, and the recorder."""
+        return [*self._trainers.values(), *([self._recorder] if self._recorder else [])]
 
     def _begin(self, slots: Slots) -> Begin:
         return Begin(slots.fields, str(slots.path), slots.count)
@@ -231,15 +263,25 @@ class Server:
         if ready.version != VERSION or ready.run != self.core.settings.run:
             self._send(peer, Refusal("This trainer belongs to another run or release."))
             return
-        self._trainers[ready.task] = peer
         if self.slots is not None:
             self._send(peer, self._begin(self.slots))
+        if ready.task == RECORDER:
+            self._recorder = peer
+            for sample in self.keeping.ready(lambda sample: self._send(peer, sample)):
+                if self.slots is not None:
+                    self.slots.release(sample.slot)
+            self._log("The recorder is up.")
+            return
+        self._trainers[ready.task] = peer
         self._log(f"The trainer of {ready.task} is up.")
 
     def _trained(self, done: Trained) -> None:
         for slot in done.released:
             if self.slots is not None:
                 self.slots.release(slot)
+        if done.task == RECORDER:
+            self._recorded(done)
+            return
         self.train_cpu_s += done.cpu_s
         self.core.charge(done.cpu_s)
         self.superseded = max(self.superseded, done.superseded)
@@ -263,3 +305,11 @@ class Server:
             )
         elif done.calibrated:
             self.core.calibrated(done.task, backtests)
+
+    def _recorded(self, done: Trained) -> None:
+        self.keeping.released(done.released)
+        if done.failure:
+            for slot in self.keeping.failed(done.failure):
+                if self.slots is not None:
+                    self.slots.release(slot)
+            self._log(f"The recorder has stopped, and the run goes on without it: {done.failure}")

@@ -6,14 +6,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar, Protocol
 
-from coupler.contracts import Backtest, Link, Report, Task
+from coupler.contracts import Backtest, Link, Report
 from coupler.errors import LinkError
 from ml_servers import checkpoint
-from ml_servers.core import MakeTask
 from ml_servers.slots import Slots
 from schemas import wire
-from schemas.fields import Block, Snapshot
+from schemas.fields import Array, Block, FieldSpec, Snapshot
 from schemas.messages import VERSION, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
 
 CHECKPOINTS = "checkpoint"
@@ -23,16 +23,37 @@ ALIVE_S = 0.5
 """A trainer that learns says so at least this often: its progress beat."""
 
 
+class Learner(Protocol):
+    """What a Trainer feeds: the learning half of a `Task`."""
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """See `Task.observe`."""
+        ...
+
+    def learn(self, steps: int) -> Report:
+        """See `Task.learn`."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """See `Task.state`."""
+        ...
+
+
 class Trainer:
     """Feeds one Task and publishes each model that was promoted.
 
     One thread owns it. `poll` does one bounded piece of work: it takes the samples that have come, learns one step if
     there is something to learn, and reports.
+
+    Attributes:
+        at_once: Most messages taken before it reports.
     """
+
+    at_once: ClassVar[int] = 1 << 30
 
     def __init__(
         self,
-        make_task: MakeTask,
+        make_task: Callable[[str, tuple[FieldSpec, ...]], Learner],
         name: str,
         run: str,
         link: Link,
@@ -51,10 +72,10 @@ class Trainer:
             clock: CPU seconds of this thread or process.
             log: Takes the traceback when the task's plug-in raises.
         """
-        self.name = name
+        self.name, self.who = name, f"trainer of {name}"
         self.halted = False
         self.failed = False
-        self.task: Task | None = None
+        self.task: Learner | None = None
         self._make_task = make_task
         self._slots: Slots | None = None
         self._run, self._link = run, link
@@ -99,7 +120,7 @@ class Trainer:
         if news or time.monotonic() - self._reported > ALIVE_S:
             self._tell(promoted)
 
-    def _learn(self, task: Task) -> bool:
+    def _learn(self, task: Learner) -> bool:
         """One step of learning, then rest as the pace asks. True when another model is to serve."""
         before, began = self._report.version, self._clock()
         self._pending = False
@@ -112,9 +133,9 @@ class Trainer:
         self._link.close()
 
     def _take(self, timeout_s: float) -> bool:
-        fresh = False
-        while not self.halted and (received := self._link.receive(timeout_s)) is not None:
-            timeout_s = 0.0
+        fresh, rest = False, self.at_once
+        while not self.halted and rest and (received := self._link.receive(timeout_s)) is not None:
+            timeout_s, rest = 0.0, rest - 1
             message, _ = wire.decode(received[1], wire.MAX_HEAD_BYTES)
             if isinstance(message, Halt | Refusal):
                 self.halted = True
@@ -138,7 +159,7 @@ class Trainer:
             return
         self.task = self._make_task(self.name, begin.fields)
 
-    def _observe(self, sample: Sample, task: Task, slots: Slots) -> bool:
+    def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
         self._released.append(sample.slot)
         if slots.generation(sample.slot) != sample.generation:
             return False

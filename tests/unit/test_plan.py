@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from launch.plan import TRAINER_NICE, environment, find_mpiexec, plan
@@ -81,3 +82,11 @@ def test_mpiexec_beside_python_comes_before_path(tmp_path: Path, monkeypatch: py
     assert find_mpiexec(str(tmp_path / "python")) == str(elsewhere / "mpiexec")
     monkeypatch.setenv("PATH", "")
     assert find_mpiexec(str(tmp_path / "python")) is None
+
+
+@pytest.mark.parametrize(("mode", "there"), [("shadow", True), ("off", False)])
+def test_a_run_that_is_recorded_starts_a_recorder_beside_the_trainers(mode: str, there: bool) -> None:
+    case = msgspec.structs.replace(spec(mode=mode), output=run.OutputSection(record="bp5"))
+    recorders = [p for p in plan(case, FOLDER, "python", "mpiexec") if p.role == "recorder"]
+    assert [" ".join(p.argv) for p in recorders] == ["python -m ml_servers /runs/street-0-1 --record"] * there
+    assert [p.nice for p in recorders] == [TRAINER_NICE] * there

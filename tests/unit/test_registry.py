@@ -94,7 +94,7 @@ def test_entry_points_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "simulations",
             "oscilator",
-            'no simulation is called "oscilator"; known are double_well, lammps, oscillator, relaxation, '
+            'no simulation is called "oscilator"; known are double_well, lammps, oscillator, recording, relaxation, '
             'vortex_street; did you mean "oscillator"?; a class of your own is named as "my.module:Thing"',
         ),
         (
