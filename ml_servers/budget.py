@@ -81,7 +81,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def lease(self, step: int) -> tuple[int, Budget]:
         """Steps until the next state should be streamed (1: the next one), and the budget after it."""
-        if self.streamed == 1:
+        if self.streamed == 1 and self.overhead < math.inf:
             return max(min(QUIET, self.steps // 64), 1), self
         excess = self.spent_s - self.allowed_s(step)
         if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST or not self.streamed:

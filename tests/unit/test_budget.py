@@ -65,9 +65,10 @@ def test_trainers_are_charged() -> None:
 def test_budgets_of_nothing_and_without_end(overhead: float) -> None:
     budget = Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(STEP_S, 1.0, 0.0, 100)
     assert budget.lease(0)[0] == (MAX_LEASE if overhead == 0.0 else 1)
-    assert (
-        Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(0.0, 1.0, 0.0, 100).lease(0)[0] == 1
-    )  # nothing known yet
+    unknown = Budget(overhead=overhead, steps=100, streamed=BURST, burst=BURST).asked(0.0, 1.0, 0.0, 100)
+    assert unknown.lease(0)[0] == 1
+    first = Budget(overhead=overhead, steps=6400).asked(STEP_S, 1.0, 0.0, 6400)
+    assert first.lease(0)[0] == (QUIET if overhead == 0.0 else 1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -5.0])
