@@ -14,7 +14,7 @@ from msgspec import inspect
 from generate import text
 from schemas import fields, messages, wire
 
-PARTS = (fields.FieldSpec, messages.BlockEntry, messages.Stamp)
+PARTS = (fields.FieldSpec, messages.Place, messages.BlockEntry, messages.Stamp)
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 
 
