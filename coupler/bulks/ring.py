@@ -114,7 +114,7 @@ class Ring:
             self._at[field], at = at, at + size
         self._keys: dict[int, int | None] = {}  # filled slots, and the key that frees each; None until it is known
         self._lent: list[list[weakref.ref[Array]]] = [[] for _ in range(slots)]
-        self._open: dict[str, int] = {}  # slot that the last array of a field was lent in, until it is put
+        self._work: dict[int, set[str]] = {}  # slots that are lent and not put yet, with the fields lent in them
         self._next = 0
 
     def fits(self, blocks: Mapping[str, Block]) -> bool:
@@ -123,14 +123,14 @@ class Ring:
 
     def lend(self, field: str, shape: Sequence[int], dtype: str) -> Array | None:
         """An array in a slot, with whatever was in it; None when no slot is free. One slot lends each field once."""
-        slot = next((s for s in self._open.values() if self._open.get(field) != s), None)
+        slot = next((s for s, fields in self._work.items() if field not in fields), None)
         slot = self._take() if slot is None else slot
         if slot is None:
             return None
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.frombuffer(self._memory, dtype, count, self._start(slot) + self._at[field])
         self._lent[slot].append(weakref.ref(flat))  # every view of it has it as its base
-        self._open[field] = slot
+        self._work.setdefault(slot, set()).add(field)
         return flat.reshape(shape)
 
     def put(self, blocks: Mapping[str, Block]) -> tuple[int, dict[str, Place]] | None:
@@ -153,7 +153,7 @@ class Ring:
         generation = -int(self._generations[slot])
         self._generations[slot] = generation
         self._keys[slot] = None
-        self._open = {field: s for field, s in self._open.items() if s != slot}
+        self._work.pop(slot, None)
         return slot, {field: Place("shared", self._name, slot, generation, self._at[field]) for field in blocks}
 
     def sent(self, slot: int, key: int) -> None:
@@ -184,7 +184,7 @@ class Ring:
             if self._is_free(slot):
                 self._generations[slot] = -abs(int(self._generations[slot])) - 1
                 self._lent[slot].clear()
-                self._open = {field: s for field, s in self._open.items() if s != slot}
+                self._work.pop(slot, None)
                 return slot
         return None
 
@@ -193,11 +193,10 @@ class Ring:
 
     def _home(self, field: str, block: Block) -> int | None:
         """The slot that lent this very array and was not sent since; None for any other array."""
-        slot = self._open.get(field)
-        if slot is None or not block.array.flags.c_contiguous:
+        if not self._work or not block.array.flags.c_contiguous:
             return None
-        address = block.array.__array_interface__["data"][0]
-        return slot if address == self._first - PAGE + self._start(slot) + self._at[field] else None
+        slot, at = divmod(block.array.__array_interface__["data"][0] - self._first, self._size)
+        return slot if at == self._at[field] and field in self._work.get(slot, ()) else None
 
     def _held(self, slot: int, lent: Mapping[str, int], blocks: Mapping[str, Block]) -> int:
         return sum(blocks[field].array.nbytes for field, s in lent.items() if s == slot)

@@ -301,3 +301,24 @@ def test_an_audit_closed_by_an_overtaken_decision_is_not_forgotten() -> None:
     client.receive(told(3, 2), {})
     found = client.take(3)
     assert found is not None and math.isnan(found[0].step_error)
+
+
+def test_blocks_that_are_lost_are_told_and_cost_no_credit() -> None:
+    server = ServerProtocol("r", ("t",), CREDIT)
+    client = ClientProtocol(HELLO)
+    assert client.due_hello(0.0) is not None
+    welcome = server.hello(b"p", HELLO)
+    assert isinstance(welcome, Welcome) and not welcome.near
+    client.receive(welcome, {})
+    for step in range(100):
+        assert client.may_send
+        stamp = client.stamp(Snapshot(step, 0.0, 1.0), (), 0.0, sample=True)
+        assert server.lose(b"p", stamp) and not server.lose(b"p", stamp)
+        client.receive(server.ack(0), {})
+    assert client.books.dropped == {"lost on the way": 100} and client.books.admitted == 0
+
+
+def test_near_is_who_found_the_same_token() -> None:
+    for ours, theirs, near in (("a", "a", True), ("a", "b", False), ("", "", False)):
+        welcome = ServerProtocol("r", (), 8, token=ours).hello(b"p", msgspec.structs.replace(HELLO, token=theirs))
+        assert isinstance(welcome, Welcome) and welcome.near is near

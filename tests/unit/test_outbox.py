@@ -1,0 +1,196 @@
+"""The outbox: every Block arrives, whichever way it goes, and every way that does not come up is replaced, and said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coupler.bulks import folder, shared
+from coupler.bulks.bulk import Bulk
+from coupler.bulks.choice import ADIOS_BYTES, FAR, SMALL_BYTES, BulkRules, choose, outlook
+from coupler.bulks.outbox import Outbox
+from coupler.bulks.shared import RingReader
+from coupler.errors import LinkError
+from schemas import wire
+from schemas.fields import Block
+
+BIG = SMALL_BYTES // 8
+
+
+def state(value: float, count: int = BIG) -> dict[str, Block]:
+    ids = np.arange(count, dtype=np.int64)
+    return {
+        "x": Block(np.full(BIG, value), (0,)),
+        "p": Block(np.full((count, 2), value, np.float32), (), ids),
+        "s": Block(np.array(value), ()),
+    }
+
+
+class Pair:
+    """An outbox and what its receiver sees."""
+
+    def __init__(self, path: Path, rules: BulkRules = BulkRules(), **changes: object) -> None:
+        self.outbox = Outbox(rules, folder=path, stem="rank-0", slots=4, **changes)  # type: ignore[arg-type]
+        self.outbox.near = ""
+        self.receiver = Bulk(Outbox(BulkRules()), RingReader(path))
+        self.key = 0
+
+    def send(self, blocks: dict[str, Block], free: bool = True) -> dict[str, Block]:
+        parcel = self.outbox.put(0, 0.0, blocks)
+        self.key += 1
+        self.outbox.sent(parcel, self.key)
+        found = wire.blocks_of(parcel.table, parcel.frames, 1 << 30, self.receiver.fetch)
+        found = {name: Block(np.array(b.array), b.offset, b.ids) for name, b in found.items()}
+        if free:
+            self.outbox.free(self.key)
+        return found
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    yield made
+    made.outbox.close()
+    assert not list(tmp_path.glob("rank-0-*"))
+    del made.outbox, made.receiver
+
+
+def arrived(found: dict[str, Block], sent: dict[str, Block]) -> bool:
+    return all(np.array_equal(found[name].array, block.array) for name, block in sent.items()) and len(found) == len(
+        sent
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "nbytes", "near", "adios", "use", "why"),
+    [
+        (BulkRules(), SMALL_BYTES - 1, "", "", "inline", "less than 4096 bytes"),
+        (BulkRules(), SMALL_BYTES, "", "", "shared", "both sides are on one node"),
+        (BulkRules(), ADIOS_BYTES, FAR, "", "adios", "the other side is on another node"),
+        (BulkRules(), ADIOS_BYTES - 1, FAR, "", "inline", FAR),
+        (BulkRules(), ADIOS_BYTES, FAR, "it is missing", "inline", FAR),
+        (BulkRules(use="shared"), 1, "", "", "shared", "as the run file says"),
+        (BulkRules(use="shared"), 1, FAR, "", "inline", f"not shared: {FAR}"),
+        (BulkRules(use="adios"), 1, "", "", "adios", "as the run file says"),
+        (BulkRules(use="adios"), 1, "", "it is missing", "inline", "not adios: it is missing"),
+        (BulkRules(use="shared", fields={"x": "inline"}), 1 << 20, "", "", "inline", "as the run file says"),
+    ],
+)
+def test_the_choice(rules: BulkRules, nbytes: int, near: str, adios: str, use: str, why: str) -> None:
+    assert choose(rules, "x", nbytes, near, lambda: adios) == (use, why)
+    assert all(line for line in outlook(rules, adios))
+
+
+def test_blocks_arrive_by_slot_and_by_frame(pair: Pair) -> None:
+    for turn in range(10):
+        assert arrived(pair.send(state(float(turn))), state(float(turn)))
+    assert {name: route.use for name, route in pair.outbox.routes.items()} == {
+        "x": "shared",
+        "p": "shared",
+        "s": "inline",
+    }
+
+
+def test_a_field_that_grows_gets_a_larger_ring(pair: Pair, tmp_path: Path) -> None:
+    assert arrived(pair.send(state(1.0), free=False), state(1.0))
+    [first] = tmp_path.glob("rank-0-*")
+    assert arrived(pair.send(state(2.0, 3 * BIG), free=False), state(2.0, 3 * BIG))
+    assert len(list(tmp_path.glob("rank-0-*"))) == 2  # the first is still to be read
+    pair.outbox.free(pair.key)
+    assert not first.exists()
+    assert arrived(pair.send(state(3.0, 3 * BIG + 9)), state(3.0, 3 * BIG + 9))  # there was some room to spare
+    assert len(list(tmp_path.glob("rank-0-*"))) == 1
+
+
+def test_with_all_slots_in_use_a_state_travels_in_frames(pair: Pair) -> None:
+    for turn in range(6):
+        assert arrived(pair.send(state(float(turn)), free=False), state(float(turn)))
+    assert pair.outbox.crowded == 2
+    pair.outbox.free_all()
+    assert arrived(pair.send(state(9.0)), state(9.0)) and pair.outbox.crowded == 2
+
+
+def test_a_lent_array_is_sent_where_it_lies(pair: Pair) -> None:
+    plain = pair.outbox.lend("x", (BIG,), "<f8")  # before the first state nobody knows what a slot must hold
+    plain[:] = 1.0
+    assert arrived(pair.send({"x": Block(plain, (0,))}), {"x": Block(np.full(BIG, 1.0), (0,))})
+    lent = pair.outbox.lend("x", (BIG,), "<f8")
+    lent[:] = 2.0
+    parcel = pair.outbox.put(1, 0.0, {"x": Block(lent, (0,))})
+    [entry] = parcel.table
+    [frame] = pair.receiver.fetch(entry)
+    lent[0] = 7.0
+    assert np.frombuffer(frame)[0] == 7.0  # there is one array
+    pair.outbox.undo(parcel)
+    assert pair.outbox.lend("x", (2 * BIG,), "<f8").shape == (2 * BIG,)  # too large for a slot: ordinary memory
+    del lent, frame
+
+
+def test_where_there_is_no_room_it_goes_inline_and_says_so(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared.os, "posix_fallocate", full)
+    assert arrived(pair.send(state(1.0)), state(1.0)) and arrived(pair.send(state(2.0)), state(2.0))
+    assert pair.outbox.routes["x"].use == "inline" and "shared memory" in pair.outbox.routes["x"].why
+
+
+class Broken:
+    name = "rank-0-up"
+
+    def put(self, step: int, time: float, blocks: object) -> int:
+        raise LinkError("the courier has ended")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_stream_that_fails_is_replaced_and_the_state_arrives(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, BulkRules(use="adios"), adios=lambda: "", stream=Broken)
+    assert arrived(pair.send(state(1.0)), state(1.0)) and arrived(pair.send(state(2.0)), state(2.0))
+    assert pair.outbox.routes["x"] == ("inline", "not adios: the courier has ended")
+    pair.outbox.close()
+
+
+def test_a_ring_is_not_read_from_another_folder(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    pair.receiver.rings = RingReader(tmp_path / "other")
+    with pytest.raises(wire.WireError, match="no ring that can be read here"):
+        pair.send(state(1.0))
+
+
+def test_the_token_says_whether_two_see_the_same_folder(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "a", tmp_path / "b"
+    assert folder.make(ours) == folder.make(ours) != folder.make(theirs)
+    assert ours.stat().st_mode & 0o777 == 0o700
+    (ours / "ring").touch()
+    folder.leave(ours)
+    assert ours.exists()  # somebody still uses it
+    (ours / "ring").unlink()
+    folder.leave(ours)
+    assert not ours.exists()
+
+
+def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(LinkError, match="another user"):
+        folder.make(tmp_path / "link")
+
+
+def test_what_a_killed_launcher_left_is_swept(tmp_path: Path) -> None:
+    left = tmp_path / f"{folder.PREFIX}{os.geteuid()}-0"
+    code = f"import sys; from pathlib import Path; from coupler.bulks import folder; folder.own(Path({str(left)!r})); print(1, flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline()
+        assert folder.sweep(tmp_path) == [] and left.exists()  # its owner lives
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
+    assert folder.sweep(tmp_path) == [left] and not left.exists()
