@@ -15,6 +15,15 @@ from cases import Ran
 from launched import Launched, launched, lives, until, words
 
 RUNGS = pytest.mark.parametrize(("rung", "ranks"), [("local", 1), pytest.param("mpi", 2, marks=pytest.mark.mpi)])
+WAYS = pytest.mark.parametrize(
+    ("rung", "ranks", "use"),
+    [
+        ("local", 1, "inline"),
+        ("local", 1, "shared"),
+        pytest.param("mpi", 2, "shared", marks=pytest.mark.mpi),
+        pytest.param("mpi", 2, "adios", marks=pytest.mark.mpi),
+    ],
+)
 STEPS = 400
 
 
@@ -49,10 +58,10 @@ def waits(result: Ran) -> int:
     return sum(a["action"] == "learned" and b["reason"] == "no answer within the deadline" for a, b in pairs)
 
 
-@RUNGS
-def test_server_killed_while_the_host_waits_for_its_answer(tmp_path: Path, rung: str, ranks: int) -> None:
+@WAYS
+def test_server_killed_while_the_host_waits_for_its_answer(tmp_path: Path, rung: str, ranks: int, use: str) -> None:
     task = {"gate": str(tmp_path / "asked"), "gate_step": 150}
-    settings = case(tmp_path, (300, "one"), task=task, output={"every": 10})
+    settings = case(tmp_path, (300, "one"), task=task, output={"every": 10}, bulk={"use": use})
     with launched(tmp_path, rung=rung, ranks=ranks, **settings) as run:
         run.reached("asked")  # the server holds the question of step 150 or later, and the host waits for the answer
         trainer = run.trainer()
@@ -69,10 +78,11 @@ def test_server_killed_while_the_host_waits_for_its_answer(tmp_path: Path, rung:
     assert result.summary["samples"]["dropped"]
 
 
-@RUNGS
-def test_server_stopped_and_let_go_on(tmp_path: Path, rung: str, ranks: int) -> None:
+@WAYS
+def test_server_stopped_and_let_go_on(tmp_path: Path, rung: str, ranks: int, use: str) -> None:
     gates = [(200, "one"), (240, "two")]
-    with launched(tmp_path, rung=rung, ranks=ranks, output={"every": 10}, **case(tmp_path, *gates)) as run:
+    settings = case(tmp_path, *gates, output={"every": 10}, bulk={"use": use})
+    with launched(tmp_path, rung=rung, ranks=ranks, **settings) as run:
         run.reached("one")
         assert (tmp_path / "leads").exists()
         server = run.server()

@@ -36,8 +36,8 @@ def state(value: float, count: int = BIG) -> dict[str, Block]:
 class Pair:
     """An outbox and what its receiver sees."""
 
-    def __init__(self, path: Path, rules: BulkRules = BulkRules(), **changes: object) -> None:
-        self.outbox = Outbox(rules, folder=path, stem="rank-0", slots=4, **changes)  # type: ignore[arg-type]
+    def __init__(self, path: Path, use: str = "auto", **changes: object) -> None:
+        self.outbox = Outbox(BulkRules(use=use), folder=path, stem="rank-0", slots=4, **changes)  # type: ignore[arg-type]
         self.outbox.near = ""
         self.receiver = Bulk(Outbox(BulkRules()), RingReader(path))
         self.key = 0
@@ -153,7 +153,7 @@ class Broken:
 
 
 def test_a_stream_that_fails_is_replaced_and_the_state_arrives(tmp_path: Path) -> None:
-    pair = Pair(tmp_path, BulkRules(use="adios"), adios=lambda: "", stream=Broken)
+    pair = Pair(tmp_path, "adios", adios=lambda: "", stream=Broken)
     assert arrived(pair.send(state(1.0)), state(1.0)) and arrived(pair.send(state(2.0)), state(2.0))
     assert pair.outbox.routes["x"] == ("inline", "not adios: the courier has ended")
     pair.outbox.close()
@@ -186,7 +186,10 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_killed_launcher_left_is_swept(tmp_path: Path) -> None:
     left = tmp_path / f"{folder.PREFIX}{os.geteuid()}-0"
-    code = f"import sys; from pathlib import Path; from coupler.bulks import folder; folder.own(Path({str(left)!r})); print(1, flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from pathlib import Path; from coupler.bulks import folder; "
+        f"folder.own(Path({str(left)!r})); print(1, flush=True); sys.stdin.read()"
+    )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as launcher:
         assert launcher.stdout is not None and launcher.stdout.readline()
