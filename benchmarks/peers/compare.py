@@ -1,0 +1,101 @@
+"""Runs the peers side by side and makes their rows. `python -m benchmarks.peers.compare BYTES ...` for some sizes."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.peers.catalogue import BASELINE, PEERS
+from benchmarks.peers.exchange import Peer, Place
+from benchmarks.peers.pair import Pair, Times
+from benchmarks.table import BenchmarkFailed, Row, Rows, row, show, timing
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often a size is measured.
+
+    Attributes:
+        turns: Turns that each peer takes.
+        trips: Timed trips in a turn.
+    """
+
+    turns: int
+    trips: int
+
+
+SIZES = {
+    64: Plan(20, 50),
+    8_000: Plan(20, 50),
+    800_000: Plan(20, 20),
+    8_000_000: Plan(10, 8),
+    80_000_000: Plan(4, 3),
+}
+"""Bytes of an array, and how often it is measured."""
+
+
+def rows(say: Callable[[str], None] = lambda _: None) -> Rows:
+    """All figures of this group."""
+    made: Rows = []
+    for size, plan in SIZES.items():
+        say(f"{size} bytes")
+        made += compared(PEERS, size, plan)
+    return skipped_once(made)
+
+
+def compared(peers: Sequence[Peer], size: int, plan: Plan) -> Rows:
+    """One size: puts of all peers, then round trips, then the peers that could not run."""
+    times: dict[str, Times] = {}
+    absent = {peer.name: why for peer in peers if (why := peer.missing()) is not None}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        pairs: dict[str, Pair] = {}
+        for at, peer in enumerate(peers):
+            if peer.name in absent:
+                continue
+            place = Place(Path(folder) / str(at), size // 8)
+            place.folder.mkdir()
+            try:
+                pair = Pair(peer, place)
+                stack.callback(pair.close)
+                pair.turn(plan.trips)  # warms up
+            except BenchmarkFailed as problem:
+                absent[peer.name] = str(problem)
+            else:
+                pairs[peer.name], times[peer.name] = pair, ([], [])
+        for _ in range(plan.turns):
+            for name, pair in pairs.items():
+                for known, new in zip(times[name], pair.turn(plan.trips), strict=True):
+                    known.extend(new)
+    return [
+        *figures("put", size, times, 0),
+        *figures("round trip", size, times, 1),
+        *(row(f"{name}: skipped", against=why) for name, why in absent.items()),
+    ]
+
+
+def figures(what: str, size: int, times: dict[str, Times], which: int) -> list[Row]:
+    """The rows of one kind of time, each against bare pyzmq where that ran too."""
+    base = times.get(BASELINE.name, ([], []))[which]
+    return [timing(f"{what}, {name}", size, seconds[which], base, BASELINE.name) for name, seconds in times.items()]
+
+
+def skipped_once(made: Rows) -> Rows:
+    """The rows without what an earlier row says already."""
+    return [r for at, r in enumerate(made) if r not in made[:at]]
+
+
+def main(sizes: Sequence[str]) -> None:
+    """Some sizes only."""
+    console = Console(width=130)
+    for size in map(int, sizes):
+        show(f"peers, {size} bytes", compared(PEERS, size, SIZES[size]), console)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
