@@ -1,7 +1,7 @@
 """The socket protocol of i-PI: 12-byte words, status questions, positions there and forces back.
 
 Written from its documentation: the server asks STATUS and hears READY, sends POSDATA with cell, inverse cell, number of
-atoms and positions, asks STATUS again and hears HAVEDATA when the driver is done, and sends GETFORCE for FORCEREADY with
+atoms and positions, asks STATUS again and hears HAVEDATA when the driver is done, and sends GETFORCE for FORCEREADY,
 energy, number, forces, virial and a string. So an answer takes three trips. Positions come in threes; an array is
 padded to that. With shared memory, only the positions and forces are in mapped files; the words still go through a
 unix socket. The buffers are reused, which is kinder to the protocol than most of its codes are.
@@ -48,11 +48,13 @@ class Wire:
             view = view[got:]
 
     def word(self) -> bytes:
+        """The next word."""
         found = bytearray(WORD)
         self.fill(memoryview(found))
         return bytes(found)
 
     def expect(self, word: bytes) -> None:
+        """Reads a word and refuses any other."""
         if (found := self.word()) != word:
             raise ConnectionError(f"{word!r} was due in the i-PI protocol, {found!r} came")
 

@@ -1,4 +1,7 @@
-"""A producer and its consumer: started, given turns, ended. `python -m benchmarks.peers.pair ROLE NAME COUNT FOLDER`."""
+"""A producer and its consumer: started, given turns, ended.
+
+The two programs are `python -m benchmarks.peers.pair ROLE NAME COUNT FOLDER`.
+"""
 
 from __future__ import annotations
 

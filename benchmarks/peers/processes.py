@@ -19,7 +19,7 @@ Process = subprocess.Popen[bytes]
 
 
 def start(argv: Sequence[str], log: Path, *, stdin: int = subprocess.PIPE, stdout: int | None = None) -> Process:
-    """Starts a program; what it complains of goes to its log, and so does what it says unless `stdout` says otherwise."""
+    """Starts a program; what it complains of goes to its log, and so does what it says unless `stdout` is given."""
     starter = os.getpid()
 
     def prepare() -> None:
@@ -35,7 +35,7 @@ def start(argv: Sequence[str], log: Path, *, stdin: int = subprocess.PIPE, stdou
             stderr=file,
             bufsize=0,
             start_new_session=True,
-            preexec_fn=prepare,  # noqa: PLW1509  nothing here has threads
+            preexec_fn=prepare,
         )
 
 

@@ -64,15 +64,18 @@ class Lists:
         self._client = client(place)
 
     def send(self, key: str, array: Array) -> None:
+        """Puts an array into the store."""
         self._client.rpush(key, raw(array))
 
     def receive(self, key: str, patience_s: float) -> Array:
+        """Waits for an array and takes it out of the store."""
         found = self._client.blpop([key], timeout=patience_s)
         if found is None:
             raise TimeoutError(f"list {key!r} stayed empty for {patience_s:g} s")
         return np.frombuffer(found[1])
 
     def close(self) -> None:
+        """Frees everything."""
         self._client.close()
 
 
@@ -80,9 +83,11 @@ class Keys(Lists):
     """A client of redis-py that sets a key and looks whether another is there."""
 
     def send(self, key: str, array: Array) -> None:
+        """Puts an array into the store."""
         self._client.set(key, raw(array))
 
     def receive(self, key: str, patience_s: float) -> Array:
+        """Waits for an array and takes it out of the store."""
         look_for(lambda: self._client.exists(key), key, patience_s)
         found = np.frombuffer(self._client.get(key))
         self._client.delete(key)
@@ -99,15 +104,18 @@ class Tensors:
         self._client = Client(False)
 
     def send(self, key: str, array: Array) -> None:
+        """Puts an array into the store."""
         self._client.put_tensor(key, array)
 
     def receive(self, key: str, patience_s: float) -> Array:
+        """Waits for an array and takes it out of the store."""
         look_for(lambda: self._client.key_exists(key), key, patience_s)
         found: Array = self._client.get_tensor(key)
         self._client.delete_tensor(key)
         return found
 
     def close(self) -> None:
+        """Frees everything."""
         del self._client
 
 
