@@ -1,8 +1,7 @@
-"""Runs the peers side by side and makes their rows. `python -m benchmarks.peers.compare BYTES ...` for some sizes."""
+"""Runs the peers side by side and makes their rows."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from benchmarks.peers.catalogue import BASELINE, PEERS
 from benchmarks.peers.exchange import Peer, Place
 from benchmarks.peers.pair import Pair, Times
-from benchmarks.table import BenchmarkFailed, Row, Rows, row, show, timing
+from benchmarks.table import BenchmarkFailed, Row, Rows, row, timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +92,3 @@ def skipped_once(made: Rows) -> Rows:
     """The rows without those of a peer whose absence an earlier row tells."""
     told = [r["case"] for r in made]
     return [r for at, r in enumerate(made) if r["p50_us"] is not None or r["case"] not in told[:at]]
-
-
-def main(sizes: Sequence[str]) -> None:
-    """Some sizes only."""
-    console = Console(width=130)
-    for size in map(int, sizes):
-        show(f"peers, {size} bytes", compared(PEERS, size, SIZES[size]), console)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
