@@ -36,6 +36,7 @@ GROUPS = {
     "imports": Group("benchmarks.imports:rows", "what a simulation process imports, half a minute"),
     "solvers": Group("benchmarks.solvers:rows", "cell updates a second and such, a minute"),
     "timestep": Group("benchmarks.timestep:rows", "learned dt against fixed dt and a PI controller, minutes"),
+    "peers": Group("benchmarks.peers:rows", "what else hands arrays to another process, 6 minutes", True),
     "useless": Group("benchmarks.useless:rows", "what a model that learns nothing costs, 7 minutes a seed", True),
     "lammps": Group("benchmarks.lammps:rows", "LAMMPS's benchmark decks, and what `shadow` costs, 10 minutes", True),
     "lammps_timestep": Group("benchmarks.lammps:timestep", "examples/lammps_timestep.toml, 8 minutes a seed", True),

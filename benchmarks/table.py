@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = dict[str, Any]
@@ -132,4 +133,4 @@ def _cell(value: Any) -> str:
         return "yes" if value else "[red]no[/]"
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+    return escape(str(value))
