@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,15 @@ class Exchange(Protocol):
 
     def close(self) -> None:
         """Frees everything, and tells the consumer to end where the protocol has a word for it."""
+        ...
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """An Exchange whose arrays are computed where they are handed over from."""
+
+    def ready(self, array: Array) -> Array:
+        """The same values where `put` wants them; called before the time begins."""
         ...
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.exchange import PATIENCE_S, Exchange, Peer, Place
+from benchmarks.peers.exchange import PATIENCE_S, Exchange, Lending, Peer, Place
 from benchmarks.peers.processes import Process, end, last_words, program, start
 from benchmarks.table import BenchmarkFailed
 from launch.plan import find_mpiexec
@@ -34,8 +34,9 @@ def trips(exchange: Exchange, place: Place, turns: int, step: int = 0) -> Times:
     puts, wholes = [], []
     for turn in range(turns + 1):
         array[:] = step + turn  # as a solver does, which leaves its state in the caches as far as they reach
+        state = exchange.ready(array) if isinstance(exchange, Lending) else array
         began = time.perf_counter()
-        exchange.put(array)
+        exchange.put(state)
         put = time.perf_counter()
         answer = exchange.get()
         got = time.perf_counter()
