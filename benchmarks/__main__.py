@@ -33,6 +33,7 @@ class Group:
 GROUPS = {
     "links": Group("benchmarks.links:rows", "round trips of the Links against bare pyzmq, seconds"),
     "step": Group("benchmarks.step:rows", "what one coupling step costs the solver, a minute"),
+    "bulk": Group("benchmarks.bulk:rows", "a state handed over and one got back, by shared memory, 2 minutes", True),
     "imports": Group("benchmarks.imports:rows", "what a simulation process imports, half a minute"),
     "solvers": Group("benchmarks.solvers:rows", "cell updates a second and such, a minute"),
     "timestep": Group("benchmarks.timestep:rows", "learned dt against fixed dt and a PI controller, minutes"),

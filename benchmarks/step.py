@@ -31,6 +31,11 @@ from benchmarks.links import child
 from benchmarks.runs import STREET, run_case
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, row, timing
 from coupler.agreement import Vote, agree
+from coupler.bulks.bulk import Bulk, frames_only
+from coupler.bulks.choice import BulkRules
+from coupler.bulks.folder import make, shared_folder
+from coupler.bulks.outbox import Outbox
+from coupler.bulks.shared import RingReader
 from coupler.contracts import Advice, Backtest, Forecast, Frames, Link, Report
 from coupler.coupling import Coupling
 from coupler.links.zeromq import LinkLimits, connect, listen
@@ -194,7 +199,9 @@ def serve_both(bare_address: str, address: str, folder: str) -> None:
 
 
 @contextmanager
-def serving(address: str, folder: str, *, act: bool) -> Iterator[Server]:
+def serving(
+    address: str, folder: str, *, act: bool, limits: LinkLimits = LIMITS, shared: bool = False
+) -> Iterator[Server]:
     """A server with the Task `Still`; it has a model from the first HELLO on when it may act."""
     settings = CoreSettings(
         run=RUN,
@@ -209,13 +216,14 @@ def serving(address: str, folder: str, *, act: bool) -> Iterator[Server]:
         raise RuntimeError(line)
 
     server = Server(
-        listen(address, limits=LIMITS),
+        listen(address, limits=limits),
         settings,
         lambda _, fields: Still(fields),
         Path(folder),
         slot_folder=Path(folder),
         buffer_bytes=64 << 20,
-        max_message_bytes=LIMITS.max_message_bytes,
+        max_message_bytes=limits.max_message_bytes,
+        bulk=lambda stem: by_slots(folder, stem) if shared else frames_only(digest=True),
         log=started,
     )
     with closing(server):
@@ -233,12 +241,20 @@ def serve(address: str, folder: str) -> None:
 
 
 @contextmanager
-def client(link: Link, size: int, folder: Path) -> Iterator[Coupling]:
+def client(link: Link, size: int, folder: Path, bulk: Bulk | None = None) -> Iterator[Coupling]:
     """A Coupling of a host with one state field of `size` bytes, recorded as in a run."""
     terms = Terms(run=RUN, last_step=LAST_STEP, dt=1.0, deadline_s=60.0, max_message_bytes=LIMITS.max_message_bytes)
     (folder / "client").mkdir(parents=True)
-    with Coupling(link, declared(size), terms, recorder=RunRecorder(folder / "client")) as coupling:
+    recorder = RunRecorder(folder / "client")
+    with Coupling(link, declared(size), terms, recorder=recorder, bulk=bulk) as coupling:
         yield coupling
+
+
+def by_slots(folder: str, stem: str) -> Bulk:
+    """The bulk of one side in slots of shared memory, small Blocks too."""
+    place = shared_folder(Path(folder))
+    token = make(place)
+    return Bulk(Outbox(BulkRules(use="shared"), folder=place, stem=stem), RingReader(place), None, token, place)
 
 
 def declared(size: int) -> tuple[FieldSpec, ...]:
@@ -255,9 +271,9 @@ def snapshot_at(step: int, state: Array) -> Snapshot:
     return Snapshot.of(step, float(step), 1.0, state=state, lift=0.5, drag=1.5)
 
 
-def hand_over(coupling: Coupling) -> Snapshot:
+def hand_over(coupling: Coupling, size: int = SMALL) -> Snapshot:
     """Integrates until the model takes over."""
-    state = np.zeros(SMALL // 8)
+    state = np.zeros(size // 8)
     for step in range(2000):
         advice = coupling.exchange(snapshot_at(step, state), until=step + 50)
         if advice.action is Action.LEARNED:
