@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import Sockets, engine_io, open_engine
+from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, open_engine
 from coupler.distribution import Region, Share
-from coupler.errors import LinkError
+from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Array, Block, FieldSpec
 
 NUMBER, TIME, STEP = "coupler/number", "coupler/time", "coupler/step"
@@ -175,6 +175,7 @@ class AdiosReader:
 
         Raises:
             LinkError: The stream has ended, or its writer is gone.
+            SchemaMismatch: A field is not as this side declares it.
         """
         end = time.monotonic() + timeout_s
         while self._begin(max(end - time.monotonic(), 0.0)):
@@ -242,6 +243,12 @@ class AdiosReader:
         variable = self._io.inquire_variable(spec.name)
         if variable is None:  # nobody put a value: every Block of it is empty
             return None
+        shape, dtype = tuple(variable.shape()), TYPES.get(variable.type(), variable.type())
+        if dtype != spec.dtype or (spec.kind == "cell" and shape != spec.shape):
+            raise SchemaMismatch(
+                f"the stream {self._path.name} holds {spec.name!r} as {dtype} of shape {shape}; this side declares "
+                f"{spec.dtype} of shape {spec.shape}"
+            )
         if spec.kind == "particle":
             return self._particles(spec, region)
         if spec.kind == "scalar":

@@ -24,6 +24,8 @@ from typing import Any
 
 from coupler.errors import LinkError
 
+TYPES = {"float": "<f4", "double": "<f8", "int32_t": "<i4", "int64_t": "<i8", "uint8_t": "|u1"}
+"""NumPy type strings of the types that variables have."""
 RESERVE = 4
 """Steps kept for a reader that is still opening the stream."""
 DEFAULTS = {

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import adios2_module
+from coupler.bulks.adios_engine import TYPES, adios2_module
 from coupler.errors import PluginError, SchemaMismatch
 from schemas.fields import Array, FieldSpec, Snapshot, flaw
 
@@ -29,7 +29,6 @@ INSTANT = {"step": "<i8", "time": "<f8", "dt": "<f8", "controls_until": "<f8", "
 """Variables of a state beside its fields, with their types. No field may have one of these names."""
 INDEX = "md.idx"
 """What every BP5 file, a folder, holds."""
-_DTYPES = {"float": "<f4", "double": "<f8", "int32_t": "<i4", "int64_t": "<i8", "uint8_t": "|u1"}
 _TRAITS = ("unit", "kind", "role", "blend")
 
 
@@ -234,7 +233,7 @@ class RecordReader:
     def _field(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
         variable = self._io.inquire_variable(name)
         traits = {trait: attributes.get(f"{name}/{trait}") for trait in _TRAITS}
-        told = {"name": name, "dtype": _DTYPES.get(variable.type()), "shape": variable.shape(), **traits}
+        told = {"name": name, "dtype": TYPES.get(variable.type()), "shape": variable.shape(), **traits}
         try:
             return msgspec.convert([told[key] for key in FieldSpec.__struct_fields__], FieldSpec)
         except msgspec.ValidationError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coupler.bulks.adios import AdiosReader, StepDropped
-from coupler.errors import LinkError
+from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Block, FieldSpec
 from schemas.messages import BlockEntry
 from schemas.wire import Frame, WireError, raw
@@ -69,6 +69,6 @@ class Streams:
             return self._readers[name].fetch(number, FETCH_S)
         except StepDropped as error:
             raise WireError(f"{error}.") from error
-        except LinkError as error:
+        except (LinkError, SchemaMismatch) as error:
             self._failed[name] = str(error)
             raise WireError(f"{error}.") from error

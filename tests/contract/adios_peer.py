@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from coupler.bulks.adios import AdiosReader, AdiosWriter
-from coupler.errors import LinkError
+from coupler.errors import CouplerError
 from schemas.fields import Block, FieldSpec
 
 FIELDS = (FieldSpec("x", "<f8", (6, 4), "m"), FieldSpec("p", "<f4", (9, 2), "m", "particle"))
+OTHERS = (FieldSpec("x", "<f8", (6, 5), "m"),)
 PATIENCE_S = 20.0
 
 
@@ -34,7 +35,8 @@ def told(step: Any) -> Any:
 
 
 def main(role: str, path: Path) -> None:
-    side: Any = AdiosWriter(path, FIELDS) if role == "write" else AdiosReader(path, FIELDS, open_timeout_s=PATIENCE_S)
+    fields = OTHERS if role == "misread" else FIELDS
+    side: Any = AdiosWriter(path, FIELDS) if role == "write" else AdiosReader(path, fields, open_timeout_s=PATIENCE_S)
     number = 0
     print(json.dumps("open"), flush=True)
     for line in sys.stdin:
@@ -50,7 +52,7 @@ def main(role: str, path: Path) -> None:
                 answer = told(side.fetch(int(rest[0]), float(rest[1])))
             elif word == "close":
                 side.close()
-        except LinkError as error:
+        except CouplerError as error:
             answer = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)
         if word == "close":

@@ -60,12 +60,12 @@ class Peer:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Peer, Peer]]:
+def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Peer, Peer]]:
     writer = Peer("write", tmp_path)
     reader: Peer | None = None
     try:
         assert writer.hear() == "open"
-        reader = Peer("read", tmp_path)
+        reader = Peer(getattr(request, "param", "read"), tmp_path)
         while not reader.has_said(0.02):  # its open ends when the writer comes by
             writer.do("come_by")
         assert reader.hear() == "open"
@@ -87,6 +87,13 @@ def test_blocks_arrive_as_they_were_put(pair: tuple[Peer, Peer]) -> None:
         assert found == expected
     assert writer.do("close") is None
     assert "ended" in reader.do("fetch 99 10")
+
+
+@pytest.mark.parametrize("pair", ["misread"], indirect=True)
+def test_a_reader_that_declares_other_fields_is_told(pair: tuple[Peer, Peer]) -> None:
+    writer, reader = pair
+    said = reader.do(f"fetch {writer.do('put 1')} 10")
+    assert said.startswith("SchemaMismatch") and "(6, 4)" in said and "(6, 5)" in said
 
 
 def test_what_the_queue_dropped_is_told(pair: tuple[Peer, Peer]) -> None:
