@@ -301,3 +301,23 @@ def test_an_audit_closed_by_an_overtaken_decision_is_not_forgotten() -> None:
     client.receive(told(3, 2), {})
     found = client.take(3)
     assert found is not None and math.isnan(found[0].step_error)
+
+
+def test_a_hundred_messages_whose_arrays_are_gone_cost_no_credit() -> None:
+    """Each is named in the acknowledgement and booked as lost; the window stays open."""
+    client, server = ClientProtocol(HELLO, SILENCE_S), ServerProtocol("r", (), CREDIT)
+    assert client.due_hello(0.0) is not None
+    client.receive(server.hello(b"p", HELLO), {})
+    for seq in range(1, 101):
+        assert client.may_send
+        stamp = client.stamp(snapshot(seq), (), 0.0, sample=True)
+        assert server.lose(b"p", stamp) and not server.lose(b"p", stamp)
+        ack = server.ack(0)
+        assert ack.received == seq and ack.lost[-1] == seq
+        client.receive(ack, {})
+        assert client.received == seq
+    assert client.books.dropped == {"lost on the way": 100} and client.books.admitted == client.books.in_flight == 0
+    stamp = client.stamp(snapshot(101), (), 0.0, sample=True)
+    assert server.admit(b"p", stamp)
+    client.receive(server.ack(0), {})
+    assert client.books.admitted == 1 and server.streams[0].lost == 100
