@@ -1,4 +1,4 @@
-"""A side that dies or stops while Blocks lie in shared memory or in frames: the run goes on, and nothing stays behind."""
+"""A side that dies or stops while Blocks lie in shared memory or in frames: the run goes on and leaves nothing."""
 
 from __future__ import annotations
 

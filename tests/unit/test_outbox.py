@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -255,10 +256,8 @@ def test_reader_raises_nothing_but_wire_errors(
     folder, real = ring
     found = Place("shared", real if name == "ring" else name, *place)
     entry = BlockEntry("u", dtype, tuple(shape), (), has_ids, 0, found)
-    try:
+    with contextlib.suppress(wire.WireError):
         wire._blocks((entry,), [], 1 << 30, RingReader(folder).fetch)
-    except wire.WireError as error:
-        assert str(error)
 
 
 @pytest.fixture(scope="module")
