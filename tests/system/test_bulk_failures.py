@@ -28,7 +28,7 @@ def balanced(samples: dict[str, object]) -> bool:
 def test_server(tmp_path: Path, place: str, number: signal.Signals, use: str) -> None:
     asks = place == "before the Advice"
     task = {"gate": str(tmp_path / "asked"), "gate_step": 150} if asks else None
-    settings = case(tmp_path, (200, "one"), (240, "two"), task=task, bulk={"use": use})
+    settings = case(tmp_path, (300, "one"), (340, "two"), task=task, bulk={"use": use})
     with launched(tmp_path, rung="local", output={"every": 10}, **settings) as run:
         run.reached("asked" if asks else "one")
         server = run.server()
@@ -51,7 +51,7 @@ def test_server(tmp_path: Path, place: str, number: signal.Signals, use: str) ->
 def test_simulation_killed(tmp_path: Path, place: str, use: str) -> None:
     asks = place == "before the Advice"
     task = {"gate": str(tmp_path / "asked"), "gate_step": 150} if asks else None
-    with launched(tmp_path, rung="local", **case(tmp_path, (200, "one"), task=task, bulk={"use": use})) as run:
+    with launched(tmp_path, rung="local", **case(tmp_path, (300, "one"), task=task, bulk={"use": use})) as run:
         run.reached("asked" if asks else "one")
         os.kill(run.ranks(1)[0], signal.SIGKILL)
         run.open("asked")
