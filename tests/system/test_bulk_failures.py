@@ -51,7 +51,8 @@ def test_server(tmp_path: Path, place: str, number: signal.Signals, use: str) ->
 def test_simulation_killed(tmp_path: Path, place: str, use: str) -> None:
     asks = place == "before the Advice"
     task = {"gate": str(tmp_path / "asked"), "gate_step": 150} if asks else None
-    with launched(tmp_path, rung="local", **case(tmp_path, (300, "one"), task=task, bulk={"use": use})) as run:
+    settings = case(tmp_path, (300, "one"), task=task, bulk={"use": use}, output={"every": 10})
+    with launched(tmp_path, rung="local", **settings) as run:
         run.reached("asked" if asks else "one")
         os.kill(run.ranks(1)[0], signal.SIGKILL)
         run.open("asked")
