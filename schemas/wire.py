@@ -9,7 +9,7 @@ a place has no frames: its bytes lie in a slot of shared memory or in a stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -155,13 +155,13 @@ def _table(message: Message) -> tuple[BlockEntry, ...]:
     return message.blocks if isinstance(message, Advice) else ()
 
 
-def _block(entry: BlockEntry, frames: Any) -> Block:
+def _block(entry: BlockEntry, frames: Iterator[Frame]) -> Block:
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
         raise WireError(f"Field {entry.field!r} has dtype {entry.dtype!r}; allowed are {', '.join(DTYPES)}.")
     if len(entry.shape) > MAX_AXES or min(entry.shape, default=0) < 0:
         raise WireError(f"Field {entry.field!r} has the impossible shape {entry.shape}.")
-    parts = [next(frames)]
+    parts = [_next(entry, frames)]
     if len(parts[0]) != math.prod(entry.shape) * dtype.itemsize:
         raise WireError(f"Field {entry.field!r}: {len(parts[0])} bytes for shape {entry.shape} of {entry.dtype}.")
     try:
@@ -170,13 +170,19 @@ def _block(entry: BlockEntry, frames: Any) -> Block:
         raise WireError(f"Field {entry.field!r} has the impossible shape {entry.shape}.") from error
     ids = None
     if entry.has_ids:
-        parts.append(next(frames))
+        parts.append(_next(entry, frames))
         if not entry.shape or len(parts[1]) != 8 * entry.shape[0]:
             raise WireError(f"Field {entry.field!r}: {len(parts[1])} bytes of ids for shape {entry.shape}.")
         ids = np.frombuffer(parts[1], dtype="<i8")
     if entry.digest and _digest(parts) != entry.digest:
         raise WireError(f"Field {entry.field!r} was damaged on the way: its digest does not fit its bytes.")
     return Block(array, entry.offset, ids)
+
+
+def _next(entry: BlockEntry, frames: Iterator[Frame]) -> Frame:
+    for frame in frames:
+        return frame
+    raise WireError(f"Field {entry.field!r} came without all of its bytes.")
 
 
 def raw(array: np.ndarray[Any, Any]) -> memoryview:

@@ -209,7 +209,7 @@ class Outbox:
         except (LinkError, OSError) as error:
             self._no_ring = str(error)
             self.routes.clear()
-            log.warning("No shared memory for %s: %s", self._stem, error)
+            log.warning("No shared memory for %s: %s", self._stem, self._no_ring)  # a record must not hold frames
         self._drop_old()
 
     def _into_stream(self, step: int, time: float, blocks: Mapping[str, Block]) -> dict[str, Place]:

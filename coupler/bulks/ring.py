@@ -113,7 +113,7 @@ class Ring:
         for field, size in capacity.items():
             self._at[field], at = at, at + size
         self._keys: dict[int, int | None] = {}  # filled slots, and the key that frees each; None until it is known
-        self._lent: list[list[weakref.ref[Array]]] = [[] for _ in range(slots)]
+        self._lent: list[dict[str, weakref.ref[Array]]] = [{} for _ in range(slots)]
         self._work: dict[int, set[str]] = {}  # slots that are lent and not put yet, with the fields lent in them
         self._next = 0
 
@@ -123,13 +123,13 @@ class Ring:
 
     def lend(self, field: str, shape: Sequence[int], dtype: str) -> Array | None:
         """An array in a slot, with whatever was in it; None when no slot is free. One slot lends each field once."""
-        slot = next((s for s, fields in self._work.items() if field not in fields), None)
+        slot = next((s for s in self._work if not self._lives(s, field)), None)
         slot = self._take() if slot is None else slot
         if slot is None:
             return None
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.frombuffer(self._memory, dtype, count, self._start(slot) + self._at[field])
-        self._lent[slot].append(weakref.ref(flat))  # every view of it has it as its base
+        self._lent[slot][field] = weakref.ref(flat)  # every view of it has it as its base
         self._work.setdefault(slot, set()).add(field)
         return flat.reshape(shape)
 
@@ -140,7 +140,9 @@ class Ring:
             The slot and the place of each Block, or None when no slot is free. `sent` or `undo` must follow.
         """
         lent = {field: slot for field, block in blocks.items() if (slot := self._home(field, block)) is not None}
-        slot = max(lent.values(), key=lambda s: self._held(s, lent, blocks)) if lent else self._take()
+        # A slot in which another field is lent, and still used, must not be written for that field.
+        homes = [s for s in lent.values() if not any(self._lives(s, f) for f in blocks if lent.get(f) != s)]
+        slot = max(homes, key=lambda s: self._held(s, lent, blocks)) if homes else self._take()
         if slot is None:
             return None
         start = self._start(slot)
@@ -189,11 +191,15 @@ class Ring:
         return None
 
     def _is_free(self, slot: int) -> bool:
-        return slot not in self._keys and not any(ref() is not None for ref in self._lent[slot])
+        return slot not in self._keys and not any(self._lives(slot, field) for field in self._lent[slot])
+
+    def _lives(self, slot: int, field: str) -> bool:
+        ref = self._lent[slot].get(field)
+        return ref is not None and ref() is not None
 
     def _home(self, field: str, block: Block) -> int | None:
         """The slot that lent this very array and was not sent since; None for any other array."""
-        if not self._work or not block.array.flags.c_contiguous:
+        if not self._work or not block.array.flags.c_contiguous or block.array.dtype.byteorder == ">":
             return None
         slot, at = divmod(block.array.__array_interface__["data"][0] - self._first, self._size)
         return slot if at == self._at[field] and field in self._work.get(slot, ()) else None

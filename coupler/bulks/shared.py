@@ -91,17 +91,17 @@ class RingReader:
         ring = self._rings.get(place.name) or self._map(place.name)
         if not 0 <= place.slot < ring.slots:
             raise WireError(f"Field {entry.field!r}: {place.name} has {ring.slots} slots, no slot {place.slot}.")
-        if ring.generations[place.slot] != place.generation:
+        if place.generation < 1 or ring.generations[place.slot] != place.generation:
             raise WireError(
                 f"Field {entry.field!r}: slot {place.slot} of {place.name} holds content "
                 f"{ring.generations[place.slot]}, not {place.generation}: it was overwritten before it was read."
             )
-        if entry.dtype not in _SIZES or min(entry.shape, default=0) < 0:
+        if entry.dtype not in _SIZES or min(entry.shape, default=0) < 0 or (entry.has_ids and not entry.shape):
             raise WireError(f"Field {entry.field!r} has dtype {entry.dtype!r} and shape {entry.shape}.")
         nbytes = _SIZES[entry.dtype]
         for length in entry.shape:
             nbytes *= length
-        sizes = [nbytes, 8 * entry.shape[0]] if entry.has_ids and entry.shape else [nbytes]
+        sizes = [nbytes, 8 * entry.shape[0]] if entry.has_ids else [nbytes]
         parts, at = [], place.at
         for size in sizes:
             if at < SLOT_HEADER or at + size > ring.slot:
