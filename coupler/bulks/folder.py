@@ -63,10 +63,11 @@ def own(folder: Path) -> None:
 
 
 def leave(folder: Path) -> None:
-    """Called by each process at its end: a folder without an owner goes with the last that used it."""
+    """Called by each process at its end: a folder whose owner is gone, or never was, goes with its last user."""
     try:
-        if {path.name for path in folder.iterdir()} == {TOKEN}:
-            (folder / TOKEN).unlink()
+        if {path.name for path in folder.iterdir()} <= {TOKEN, OWNER} and not _owned(folder):
+            for path in folder.iterdir():
+                path.unlink()
             folder.rmdir()
     except OSError:  # somebody else was faster, or has just come
         return
@@ -81,14 +82,19 @@ def sweep(base: Path = MEMORY) -> list[Path]:
     """Removes the folders of this user whose owner was killed; gives their paths."""
     gone = []
     for folder in base.glob(f"{PREFIX}{os.geteuid()}-*"):
-        try:
-            pid, started = (folder / OWNER).read_text().split()
-        except (OSError, ValueError):  # not ours to judge: it has no owner
-            continue
-        if _started(int(pid)) != started:
+        if (folder / OWNER).exists() and not _owned(folder):  # without an owner it is not ours to judge
             remove(folder)
             gone.append(folder)
     return gone
+
+
+def _owned(folder: Path) -> bool:
+    """Whether the owner of a folder lives."""
+    try:
+        pid, started = (folder / OWNER).read_text().split()
+    except (OSError, ValueError):
+        return False
+    return _started(int(pid)) == started
 
 
 def _started(pid: int) -> str:
