@@ -15,8 +15,8 @@ from schemas.messages import Ack, Advice, Message, Stamp
 
 LINGER_S = 0.2
 """Time that the farewell gets to leave."""
-LOST_IN_A_ROW = 24
-"""States lost in a row after which a stream is given up; the first ones may come before its reader is there."""
+LOST_IN_A_ROW, LOST_S = 24, 5.0
+"""States lost in a row, and seconds of nothing else, after which a stream is given up: its reader may be opening it."""
 STATUS_CHARS = 2000
 """Longest cause of a failure that a farewell carries."""
 
@@ -27,18 +27,19 @@ class StreamedSeqs:
     def __init__(self) -> None:
         """Nothing was sent yet."""
         self._open: set[int] = set()
-        self._lost = 0
+        self._lost, self._since = 0, 0.0
 
     def sent(self, seq: int) -> None:
         """A message was sent."""
         self._open.add(seq)
 
-    def acknowledged(self, ack: Ack) -> bool:
-        """Takes an acknowledgement; whether the stream is to be given up."""
+    def acknowledged(self, ack: Ack, now: float) -> bool:
+        """Takes an acknowledgement; whether the stream is to be given up at this time."""
         for seq in sorted(seq for seq in self._open if seq <= ack.received):
             self._open.discard(seq)
+            self._since = now if not self._lost else self._since
             self._lost = self._lost + 1 if seq in ack.lost else 0
-        return self._lost >= LOST_IN_A_ROW
+        return self._lost >= LOST_IN_A_ROW and now - self._since > LOST_S
 
 
 class Channel:
@@ -146,7 +147,7 @@ class Channel:
         """What the server has read may be overwritten. A stream whose steps do not arrive is given up."""
         protocol = self.protocol
         ack = message if isinstance(message, Ack) else message.ack if isinstance(message, Advice) else None
-        if ack is not None and ack.epoch == protocol.epoch and self._streamed.acknowledged(ack):
+        if ack is not None and ack.epoch == protocol.epoch and self._streamed.acknowledged(ack, self._clock()):
             self.outbox.no_stream(f"{LOST_IN_A_ROW} states in a row did not arrive")
         if protocol.epoch != self._epoch:
             self._epoch, self._read = protocol.epoch, 0

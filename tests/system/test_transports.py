@@ -32,7 +32,7 @@ def street(folder: Path, use: str, mode: str) -> Ran:
         rung="mpi",
         ranks=2,
         mode=mode,
-        steps=1200,
+        steps=2500,
         use="vortex_street",
         simulation=STREET,
         tasks=PROPAGATOR,
