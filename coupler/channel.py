@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coupler.bulks.bulk import Bulk
-from coupler.bulks.choice import FAR
 from coupler.contracts import Link
 from coupler.errors import LinkError
 from coupler.protocol.client import ClientProtocol
@@ -151,9 +150,8 @@ class Channel:
             self.outbox.no_stream(f"{LOST_IN_A_ROW} states in a row did not arrive")
         if protocol.epoch != self._epoch:
             self._epoch, self._read = protocol.epoch, 0
-            self.outbox.free_all()
             self._streamed = StreamedSeqs()
-            self.outbox.near = "" if protocol.near else FAR
+            self.outbox.greeted(protocol.near)
         if protocol.received != self._read:
             self._read = protocol.received
             self.outbox.free(self._read)

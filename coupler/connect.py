@@ -13,7 +13,7 @@ import xxhash
 
 from coupler import registry
 from coupler.bulks import folder as bulk_folder
-from coupler.bulks.adios_engine import RESERVE
+from coupler.bulks.adios_engine import RESERVE, available
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import BulkRules
 from coupler.bulks.courier import Courier
@@ -131,7 +131,7 @@ def bulk(
         stem=stem,
         slots=slots or spec.link.credit + SPARE_SLOTS,
         digest=spec.link.digest,
-        adios=no_adios if fields is not None else lambda: "learned states come back in frames",
+        adios=available if fields is not None else lambda: "learned states come back in frames",
         stream=open_stream,
     )
     streams = Streams(contacts, rules.adios) if fields is None else None
@@ -145,13 +145,6 @@ def bulk_rules(spec: run.RunSpec) -> BulkRules:
     if not any(key.lower() == "queuelimit" for key in adios):
         adios["QueueLimit"] = str(spec.link.credit + RESERVE + SPARE_SLOTS)
     return BulkRules(use=own.use, fields=dict(own.fields), slots=own.slots, adios=adios)
-
-
-def no_adios() -> str:
-    """Why ADIOS2 cannot be used here; empty when it can."""
-    from coupler.bulks import adios_engine
-
-    return adios_engine.available()
 
 
 def no_shared_memory(spec: run.RunSpec) -> str:

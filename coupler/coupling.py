@@ -78,13 +78,11 @@ class Coupling:
         self._clock = clock
         self._record = recorder or RunRecorder(None)
         self._alone = Alone(self.ledger, self._record, self.fields, terms)
-        place = (self.ranks.rank, self.ranks.size)
         reductions: dict[str, str] = {name: item.reduction for name, item in (invariants or {}).items()}
-        span = (terms.first_step, terms.last_step)
         bulk = bulk or frames_only(terms.digest)
-        about = (*place, tuple(fields), reductions, *span, can_rewind, terms.end_time, bulk.token)
-        hello = messages.Hello(messages.VERSION, terms.run, *about)
-        self._protocol = ClientProtocol(hello)
+        who = (messages.VERSION, terms.run, self.ranks.rank, self.ranks.size, tuple(fields), reductions)
+        until = (terms.first_step, terms.last_step, can_rewind, terms.end_time)
+        self._protocol = ClientProtocol(messages.Hello(*who, *until, bulk.token))
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
         sized = (terms.max_message_bytes, bulk)

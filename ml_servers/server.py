@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from coupler.bulks.bulk import Bulk, frames_only
-from coupler.bulks.choice import FAR
 from coupler.contracts import Backtest, Link
 from coupler.files import write_whole
 from ml_servers import checkpoint
@@ -187,9 +186,7 @@ class Server:
         """A rank came, or came again: what lay in slots for it belongs to nobody any more."""
         if peer not in self._bulks:
             self._bulks[peer] = self._open_bulk(f"down-{len(self._bulks)}")
-        outbox = self._bulks[peer].outbox
-        outbox.free_all()
-        outbox.near = "" if welcome.near else FAR
+        self._bulks[peer].outbox.greeted(welcome.near)
 
     def _give(self, snapshot: Snapshot, trains: bool) -> None:
         """Hands a state to the trainers and the recorder, in the slot that it was assembled in.

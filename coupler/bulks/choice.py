@@ -16,6 +16,7 @@ import msgspec
 
 SMALL_BYTES = 4096
 """A smaller Block is sooner in a frame than in a slot."""
+TOO_SMALL = f"less than {SMALL_BYTES} bytes"
 ADIOS_BYTES = 1 << 20
 """Between nodes a smaller Block is sooner in a frame than in a stream."""
 
@@ -90,7 +91,7 @@ def choose(rules: BulkRules, field: str, nbytes: int, near: str, adios: Callable
         reason = adios()
         return Route("inline", f"not adios: {reason}") if reason else Route("adios", "as the run file says")
     if nbytes < SMALL_BYTES:
-        return Route("inline", f"less than {SMALL_BYTES} bytes")
+        return Route("inline", TOO_SMALL)
     if not near:
         return Route("shared", "both sides are on one node")
     if near == FAR and nbytes >= ADIOS_BYTES and not adios():

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from coupler.bulks.choice import SMALL_BYTES, BulkRules, Route, choose
+from coupler.bulks.choice import FAR, SMALL_BYTES, TOO_SMALL, BulkRules, Route, choose
 from coupler.bulks.courier import Crowded
 from coupler.bulks.ring import Ring, needed
 from coupler.bulks.shared import RingFile
@@ -114,9 +114,9 @@ class Outbox:
         ways = {name: self._way(name, block) for name, block in blocks.items()}
         shared = {name: block for name, block in blocks.items() if ways[name] == "shared"}
         slot, places = self._into_ring(shared) if shared else (None, {})
-        streamed = {name: block for name, block in blocks.items() if ways[name] == "adios"}
-        if streamed:
-            places |= self._into_stream(step, time, streamed)
+        streaming = {name: block for name, block in blocks.items() if ways[name] == "adios"}
+        streamed = self._into_stream(step, time, streaming) if streaming else {}
+        places |= streamed
         rest = {name: block for name, block in blocks.items() if name not in places} if places else blocks
         table, frames = wire.block_table(rest, self._digest)
         if places:
@@ -143,8 +143,18 @@ class Outbox:
             file.ring.free(key)
         self._drop_old()
 
+    def greeted(self, near: bool) -> None:
+        """The other side came, or another in its place: what was under way is nobody's, and ways are chosen anew.
+
+        Args:
+            near: Whether it sees this node's shared memory.
+        """
+        self.near = "" if near else FAR
+        self.routes.clear()
+        self.free_all()
+
     def free_all(self) -> None:
-        """The other side is gone, with all that was under way."""
+        """Nobody reads any more what was under way."""
         for file in (*self._old, *([self._file] if self._file else [])):
             file.ring.free_all()
         self._drop_old()
@@ -171,7 +181,8 @@ class Outbox:
 
     def _way(self, name: str, block: Block) -> str:
         route = self.routes.get(name)
-        if route is None or (route.use == "inline" and block.array.nbytes >= SMALL_BYTES):
+        # What was decided stays, also a package that is missing: looking for it again would cost every step.
+        if route is None or (route.why == TOO_SMALL and block.array.nbytes >= SMALL_BYTES):
             near = self._no_ring or self.near
             found = choose(self._rules, name, block.array.nbytes, near, self._no_stream)
             if found != route:

@@ -159,6 +159,20 @@ def test_a_stream_that_fails_is_replaced_and_the_state_arrives(tmp_path: Path) -
     pair.outbox.close()
 
 
+def test_a_package_that_is_missing_is_looked_for_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def missing() -> str:
+        asked.append(1)
+        return "it is missing"
+
+    pair = Pair(tmp_path, "adios", adios=missing)
+    for turn in range(5):
+        assert arrived(pair.send(state(float(turn))), state(float(turn)))
+    assert len(asked) == 3  # once for each field: to look again in every step would stall the solver
+    pair.outbox.close()
+
+
 def test_a_ring_is_not_read_from_another_folder(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     pair.receiver.rings = RingReader(tmp_path / "other")

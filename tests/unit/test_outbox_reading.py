@@ -153,9 +153,9 @@ def test_lent_array_lies_where_the_reader_looks(tmp_path: Path) -> None:
 
 def test_far_side_gets_frames(tmp_path: Path) -> None:
     made = outbox(tmp_path)
-    made.near = FAR
+    made.greeted(near=False)
     assert made.put(0, 0.0, cells(1000)).slot is None and FAR in made.routes["u"].why
-    made.near = ""
+    made.greeted(near=True)  # another server, on this node
     parcel = made.put(0, 0.0, cells(1000))
     assert parcel.slot is not None
     made.close()
