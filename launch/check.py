@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from coupler import registry
-from coupler.bulks import bp5
+from coupler.bulks import bp5, folder
 from coupler.errors import CaseError, PluginError
 from launch import toml_lines
 from launch.overrides import override
@@ -55,6 +55,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     case.sections()
     case.links()
     case.recording()
+    case.room()
     case.rules()
     if case.mistakes or case.refused:
         raise CaseError(case.report())
@@ -82,10 +83,10 @@ class _Case:
         """Resolves `run.path` against the file's folder and puts it on `sys.path`."""
         run = self.table.get("run")
         given = run.get("path", []) if isinstance(run, dict) else []
-        folder = self.path.resolve().parent
-        wanted = [str(folder), os.getcwd()]
+        beside = self.path.resolve().parent
+        wanted = [str(beside), os.getcwd()]
         if isinstance(given, list) and all(isinstance(item, str) for item in given):
-            wanted = list(dict.fromkeys(wanted + [os.path.normpath(folder / item) for item in given]))
+            wanted = list(dict.fromkeys(wanted + [os.path.normpath(beside / item) for item in given]))
             if isinstance(run, dict):
                 run["path"] = wanted
         sys.path[:0] = [item for item in wanted if item not in sys.path]
@@ -156,6 +157,14 @@ class _Case:
             self._add(path, 'output.record is "bp5", but nothing is streamed in mode "off"; use run.mode = "shadow"')
         if sentence := bp5.missing():
             self._add(path, f'output.record is "bp5", but {sentence}')
+
+    def room(self) -> None:
+        """Compares what the training buffer asks for with what shared memory has free."""
+        bulk = self.table.get("bulk")
+        wanted = bulk.get("buffer_bytes") if isinstance(bulk, dict) else None
+        if isinstance(wanted, int) and wanted > (free := folder.free_bytes()):
+            where = f"{folder.memory()} has {free} bytes free"
+            self._add(("bulk", "buffer_bytes"), f"bulk.buffer_bytes is {wanted}, but {where}; lower it, or free some")
 
     def rules(self) -> None:
         """Tries the rules that span several keys, on all that is right so far."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coupler import connect
 from coupler.bulks.folder import leave, make, shared_folder
-from ml_servers.from_case import BUFFER_BYTES, core_settings, task_maker
+from ml_servers.from_case import buffer_bytes, core_settings, task_maker
 from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
@@ -49,7 +49,7 @@ def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
         task_maker(spec),
         folder,
         slot_folder=slots,
-        buffer_bytes=BUFFER_BYTES,
+        buffer_bytes=buffer_bytes(spec),
         max_message_bytes=spec.link.max_message_bytes,
         bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
         log=log.info,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coupler import registry
+from coupler.bulks.folder import free_bytes
 from coupler.contracts import Task
 from coupler.switch import Switch
 from ml_servers.core import CoreSettings, MakeTask
@@ -10,7 +11,12 @@ from schemas.fields import FieldSpec
 from schemas.run import RunSpec
 
 BUFFER_BYTES = 512 << 20
-"""Largest size of the file through which states reach the trainers."""
+"""Largest size of the file through which states reach the trainers, unless the case says."""
+
+
+def buffer_bytes(spec: RunSpec) -> int:
+    """Largest size of that file in this run: the rings of the ranks need room in shared memory too."""
+    return spec.bulk.buffer_bytes or min(BUFFER_BYTES, free_bytes() // 2)
 
 
 def core_settings(spec: RunSpec) -> CoreSettings:

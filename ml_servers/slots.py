@@ -38,19 +38,13 @@ class Slots:
             create: True for the one side that makes and owns it.
 
         Raises:
-            LinkError: There is no room for it, or it has another size than expected.
+            LinkError: It has another size than expected.
         """
         self.fields, self.path, self.count = tuple(fields), path, count
         self._owner = create
         self._stride = ALIGNMENT + sum(_padded(spec.nbytes) for spec in fields)
         size = self._stride * count
         if create:
-            room = os.statvfs(path.parent)
-            if room.f_bavail * room.f_frsize < size:
-                raise LinkError(
-                    f"The training buffer needs {size >> 20} MiB in {path.parent}, which has "
-                    f"{room.f_bavail * room.f_frsize >> 20} MiB: lower `buffer_mb` or point TMPDIR elsewhere."
-                )
             with path.open("wb") as file:
                 file.truncate(size)
         elif not path.exists() or path.stat().st_size != size:

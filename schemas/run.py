@@ -110,12 +110,15 @@ class BulkSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         fields: Exceptions, by field name.
         slots: States that a ring in shared memory holds; `link.credit` and four more unless given, and no fewer.
         adios: Parameters of the SST engine, such as `DataTransport = "WAN"`.
+        buffer_bytes: Bytes of shared memory through which states reach the trainers and the recorder; unless given,
+            512 MiB, or half of what is free there if that is less.
     """
 
     use: Transport = "auto"
     fields: dict[str, Transport] = {}
     slots: Annotated[int, Meta(ge=2)] | None = None
     adios: dict[str, str | int] = {}
+    buffer_bytes: Annotated[int, Meta(ge=1)] | None = None
 
 
 class SwitchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

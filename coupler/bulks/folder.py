@@ -22,11 +22,21 @@ OWNER = "owner"
 PREFIX = "coupler-"
 
 
+def memory() -> Path:
+    """Where shared memory is mounted; the temporary folder where there is none."""
+    return MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
+
+
+def free_bytes() -> int:
+    """Bytes of shared memory that are free now."""
+    room = os.statvfs(memory())
+    return room.f_bavail * room.f_frsize
+
+
 def shared_folder(run_folder: Path) -> Path:
     """The folder of a run in shared memory, or in the temporary folder where there is none. Not made here."""
-    base = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
     digest = xxhash.xxh3_64_hexdigest(os.fsencode(run_folder.resolve()))
-    return base / f"{PREFIX}{os.geteuid()}-{digest}"
+    return memory() / f"{PREFIX}{os.geteuid()}-{digest}"
 
 
 def make(folder: Path) -> str:

@@ -155,7 +155,7 @@ def test_a_recorder_that_does_not_keep_up_is_told_how_much_it_missed(
 
     monkeypatch.setattr(RecordWriter, "write", slow)
     monkeypatch.setattr(client, "run", simulate_and_tell)
-    monkeypatch.setattr(one_process, "BUFFER_BYTES", 0)  # four slots
+    monkeypatch.setattr(one_process, "buffer_bytes", lambda _: 0)  # four slots
     run = ran(tmp_path / "run", rung="threads", mode="shadow", steps=100, simulation={"pace_s": 0.002}, **KEPT)
     assert run.code == 0, run.said
     told, served = run.summary["recording"], run.summary["samples"]["server"]

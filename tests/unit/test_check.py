@@ -413,6 +413,15 @@ def test_modes_need_tasks() -> None:
     assert check("case.toml").tasks == ()
 
 
+def test_a_training_buffer_larger_than_shared_memory_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.check.folder.free_bytes", lambda: 64 << 20)
+    text = CASE + "\n[bulk]\nbuffer_bytes = 100_000_000\n"
+    (sentence,) = mistakes(text)
+    assert re.search(
+        r"bulk.buffer_bytes is 100000000, but /\S+ has 67108864 bytes free; lower it, or free some$", sentence
+    )
+
+
 def test_a_file_that_cannot_be_read_is_one_mistake() -> None:
     with pytest.raises(CaseError, match=r"^nowhere.toml: cannot be read \(No such file or directory\)$"):
         check("nowhere.toml")

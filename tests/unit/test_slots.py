@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coupler.errors import LinkError
+from ml_servers import from_case
 from ml_servers import slots as slots_module
 from ml_servers.slots import Slots
 from schemas.fields import FieldSpec
+from schemas.run import BulkSection, RunSection, RunSpec, SimulationSection
 
 FIELDS = (
     FieldSpec("u", "<f4", (5, 3), "m/s"),
@@ -96,14 +97,6 @@ def test_where_memory_runs_out_the_pool_stays_small(tmp_path: Path, monkeypatch:
     slots.close()
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = namedtuple("full", "f_bavail f_frsize")(1, 4096)
-    monkeypatch.setattr(slots_module.os, "statvfs", lambda _path: full)
-    with pytest.raises(LinkError, match="lower `buffer_mb`"):
-        Slots(tmp_path / "slots", FIELDS, 100, create=True)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_only_the_owner_removes_the_file(tmp_path: Path) -> None:
     owner = Slots(tmp_path / "slots", FIELDS, 1, create=True)
     Slots(tmp_path / "slots", FIELDS, 1, create=False).close()
@@ -111,3 +104,16 @@ def test_only_the_owner_removes_the_file(tmp_path: Path) -> None:
     owner.close()
     owner.close()
     assert not (tmp_path / "slots").exists()
+
+
+@pytest.mark.parametrize(
+    ("free", "given", "expected"),
+    [(64 << 20, None, 32 << 20), (4 << 30, None, 512 << 20), (64 << 20, 1 << 20, 1 << 20)],
+)
+def test_the_training_buffer_leaves_room_for_the_rings(
+    monkeypatch: pytest.MonkeyPatch, free: int, given: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(from_case, "free_bytes", lambda: free)
+    run = RunSection(name="r", steps=1, mode="off", rung="inline")
+    spec = RunSpec(run=run, simulation=SimulationSection(use="s"), bulk=BulkSection(buffer_bytes=given))
+    assert from_case.buffer_bytes(spec) == expected
