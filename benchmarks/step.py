@@ -5,7 +5,8 @@
   `benchmarks.links` the two take turns, served by one thread of one child; back to back, and as in a run, where the
   host works between two Asks, so that everybody sleeps and must be woken.
 - `exchange, DIRECT`: `exchange` that sends a state and returns at once, with a live server. Between two of them the
-  host integrates: it sweeps over its state for as long as a step takes, which for a large one empties the caches.
+  host integrates: it sweeps over its state for as long as a step takes, which for a large one empties the caches. It
+  takes turns with the least that could be done: bare pyzmq takes in an answer of 100 bytes, and sends as many bytes.
 - `off`: time in the library over time in the solver, by the ledger of an uncoupled run of the example.
 - `allreduce`: the vote of each exchange, on two MPI ranks.
 """
@@ -52,6 +53,8 @@ from schemas.messages import Action
 RUN, LAST_STEP = "bench", 1 << 40
 LIMITS = LinkLimits(max_message_bytes=8_000_000, queue_bytes=400_000_000)
 SMALL = 64
+ANSWER = 100
+"""Bytes of an answer that says "go on": what an Advice without arrays has, about."""
 TRIPS, WARM_UP = {0.0: 4000, 0.001: 1500}, 200
 """Round trips to time, by the seconds of host work before each."""
 SIZES = {"64 B": (64, 1000, 0.002), "8 kB": (8_000, 1000, 0.002), "800 kB": (800_000, 400, 0.005)}
@@ -300,25 +303,47 @@ def adopted(advice: Advice) -> Snapshot:
 
 
 def direct(name: str, size: int, count: int, between_s: float, folder: Path) -> Row:
-    """The stall of `exchange` in DIRECT phases for one size of state."""
-    address = f"ipc://{folder}/s"
-    state = np.zeros(size // 8)
-    with child(serve, address, str(folder)):
-        link = connect(address, identity=b"rank-0", limits=LIMITS)
-        with client(link, size, folder) as coupling:
-            stalls: list[float] = []
-            first = met(coupling, state)
-            for step in range(first, first + count):
-                integrate(state, between_s)
-                snapshot = snapshot_at(step, state)
-                began = time.perf_counter()
-                coupling.exchange(snapshot)
-                stalls.append(time.perf_counter() - began)
-            dropped = coupling.books["dropped"].get("no credit", 0)
+    """The stall of `exchange` in DIRECT phases for one size of state, in turns with bare pyzmq."""
+    address, bare_address, state = f"ipc://{folder}/s", f"ipc://{folder}/bare", np.zeros(size // 8)
+    with (
+        child(serve, address, str(folder)),
+        child(answer_bare, bare_address),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as bare,
+        client(connect(address, identity=b"rank-0", limits=LIMITS), size, folder) as coupling,
+    ):
+        bare.connect(bare_address)
+        bare.send(b"begin")
+        stalls, bare_s = [], []
+        first = met(coupling, state)
+        for step in range(first, first + count):
+            integrate(state, between_s)
+            snapshot = snapshot_at(step, state)
+            began = time.perf_counter()
+            coupling.exchange(snapshot)
+            stalls.append(time.perf_counter() - began)
+            integrate(state, between_s)
+            began = time.perf_counter()
+            if bare.poll(0):
+                bare.recv_multipart()
+            bare.send_multipart([bytes(ANSWER), state.data])
+            bare_s.append(time.perf_counter() - began)
+        dropped = coupling.books["dropped"].get("no credit", 0)
+        bare.send_multipart([b""])
+        bare.linger = 1000
     if dropped > 0.5 * count:
         raise BenchmarkFailed(f"{dropped} states of {name} found no credit: the machine is too busy to time them")
-    made = timing(f"exchange, DIRECT, {name}", size, stalls) | {"dropped": dropped}
-    return judged(made, "p50_us", at_most=150.0) if name == "8 kB" else made
+    made = timing(f"exchange, DIRECT, {name}", size, stalls, bare_s, "bare pyzmq, no more than needed")
+    return judged(made | {"dropped": dropped}, "p50_us", at_most=150.0) if name == "8 kB" else made
+
+
+def answer_bare(address: str) -> None:
+    """Child: a ROUTER of bare pyzmq answers each message with a small one, until an empty one comes."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as bare:
+        bare.bind(address)
+        while (message := bare.recv_multipart())[1]:
+            bare.send_multipart([message[0], bytes(ANSWER)])
+        bare.linger = 0
 
 
 def met(coupling: Coupling, state: Array) -> int:

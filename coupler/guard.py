@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.fields import Array, Block, FieldSpec, misfit
+
+_SUM = string.ascii_letters
+"""A subscript for each axis of an array, for einsum; a Block has at most 32."""
 
 
 class Guard(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,5 +97,5 @@ def all_finite(array: Array) -> bool:
         return True
     if array.ndim == 0:
         return math.isfinite(array)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(array.sum())
+    # sum() takes twice as long, and warns
+    return math.isfinite(np.einsum(_SUM[: array.ndim] + "->", cast("NDArray[np.floating]", array)))

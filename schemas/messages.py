@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.fields import FieldSpec
 
-VERSION = 3
+VERSION = 4
 """Version of the wire layout. Both sides must have the same."""
 
 LOST_TOLD = 32
@@ -61,7 +61,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One Block in a block table.
 
-    Without a place its array is the next frame, its ids (if any) the frame after that.
+    Without a place and data its array is the next frame, its ids (if any) the frame after that.
 
     Attributes:
         field: Name of the declared field.
@@ -71,6 +71,7 @@ class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         has_ids: Whether a frame of int64 ids follows the array frame.
         digest: xxh3-64 of the array's bytes (then the ids'), 0 when digests are off.
         place: Where the bytes are, if not in frames.
+        data: The bytes themselves, of a small array without ids: frame 0 has a digest of its own.
     """
 
     field: str
@@ -80,6 +81,7 @@ class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     has_ids: bool
     digest: int
     place: Place | None = None
+    data: bytes | None = None
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):

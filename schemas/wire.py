@@ -2,8 +2,9 @@
 
 Frame 0 is the message as MessagePack, followed by the xxh3-64 of its bytes as a MessagePack integer (always 9 bytes:
 0xcf and the value, big-endian). Then, for each entry of its block table, one raw little-endian C-ordered frame with the
-array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous. An entry with
-a place has no frames: its bytes lie in a slot of shared memory or in a stream.
+array, and one int64 frame with ids where the entry says so. Nothing is copied when arrays are contiguous. An entry has
+no frames if its array is small and lies in the entry itself, or if it has a place: then its bytes lie in a slot of
+shared memory or in a stream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _decode = msgspec.msgpack.Decoder(Message).decode
 MAX_HEAD_BYTES = 1 << 20
 """Frame 0 may not be larger: it holds no arrays."""
 MAX_AXES = 32
+DATA_BYTES = 64
+"""An array of at most so many bytes lies in frame 0: a frame of its own costs each side several microseconds."""
 SEAL_BYTES = 9
 """Bytes of the digest at the end of frame 0."""
 _DTYPES = {name: np.dtype(name) for name in DTYPES}
@@ -55,13 +58,18 @@ def block_table(blocks: Mapping[str, Block], digest: bool = True) -> tuple[tuple
         digest: Whether to compute digests (about 30 GB/s).
 
     Returns:
-        The table, and the frames in table order; they view the arrays, which must not change before they are sent.
+        The table, with the small arrays, and the frames of the others in its order. They view the arrays, which must
+        not change before they are sent.
     """
     table, frames = [], []
     for name, block in blocks.items():
         array = np.asarray(block.array, order="C")
         if array.dtype.byteorder == ">":
             array = array.astype(array.dtype.newbyteorder("<"))
+        if 0 < array.nbytes <= DATA_BYTES and block.ids is None:
+            data = array.tobytes()
+            table.append(BlockEntry(name, array.dtype.str, array.shape, block.offset, False, 0, None, data))
+            continue
         parts = [raw(array)]
         if block.ids is not None:
             parts.append(raw(np.asarray(block.ids, dtype="<i8", order="C")))
@@ -130,7 +138,7 @@ def blocks_of(
     Raises:
         WireError: They cannot be had.
     """
-    expected = sum([1 + entry.has_ids for entry in table if entry.place is None])
+    expected = sum([1 + entry.has_ids for entry in table if entry.place is None and entry.data is None])
     if len(frames) != expected:
         raise WireError(f"The block table announces {expected} array frames, {len(frames)} came.")
     if sum(map(len, frames)) > max_bytes:
@@ -140,7 +148,9 @@ def blocks_of(
     for entry in table:
         if entry.field in blocks:
             raise WireError(f"Field {entry.field!r} is in the block table twice.")
-        if entry.place is None:
+        if entry.data is not None:
+            blocks[entry.field] = _block(entry, iter((entry.data,)))
+        elif entry.place is None:
             blocks[entry.field] = _block(entry, rest)
         elif fetch is None:
             raise WireError(f"Field {entry.field!r} lies in {entry.place.name!r}, which cannot be read here.")

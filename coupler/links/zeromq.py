@@ -42,6 +42,9 @@ from coupler.links.security import (
     secure_server,
 )
 
+# Plain integers: combining pyzmq's enums costs more than a system call.
+_DONTWAIT, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT) | int(zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 IDENTITY_BYTES = 255
 """Longest peer identity (ZMTP 3.1)."""
 
@@ -140,6 +143,10 @@ class ZmqLink:
         """The next message that has arrived, without those that are refused."""
         raise NotImplementedError
 
+    def _is_here(self) -> bool:
+        """Whether a message can be taken without waiting; half the cost of trying to in vain."""
+        return bool(int(self._socket.get(_EVENTS)) & _POLLIN)
+
     def _frames(self, first: zmq.Frame) -> list[memoryview] | None:
         """The frames of the message that begins with `first`, or None when together they are too large."""
         frames, frame = [first.buffer.toreadonly()], first
@@ -156,19 +163,19 @@ class ZmqLink:
         if not self._put_first(frames[0], len(frames) > 1):
             # For about a millisecond after a look at its mailbox, libzmq's send does not look again and takes a queue
             # for full that has been emptied meanwhile. Asking for EVENTS makes it look.
-            self._socket.getsockopt(zmq.EVENTS)
+            self._socket.get(_EVENTS)
             if not self._put_first(frames[0], len(frames) > 1):
                 return False
         for frame in frames[1:-1]:
-            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
+            self._socket.send(frame, _MORE)
         if len(frames) > 1:
-            self._socket.send(frames[-1], zmq.DONTWAIT)
+            self._socket.send(frames[-1], _DONTWAIT)
         return True
 
     def _put_first(self, frame: bytes | memoryview, more: bool) -> bool:
         """Offers the first frame. False when there is no room or no such peer."""
         try:
-            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE if more else zmq.DONTWAIT)
+            self._socket.send(frame, _MORE if more else _DONTWAIT)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -228,11 +235,8 @@ class ZmqListener(ZmqLink):
         return self._put([peer, *frames])
 
     def _take(self) -> tuple[bytes, list[memoryview]] | None:
-        while True:
-            try:
-                peer = self._socket.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return None
+        while self._is_here():
+            peer = self._socket.recv(_DONTWAIT)
             frames = self._frames(self._socket.recv(copy=False))
             # libzmq names a connection without an identity, or one that has lost it to a newer one, by a zero byte
             # and a number. Nobody can be answered under such a name.
@@ -240,6 +244,7 @@ class ZmqListener(ZmqLink):
                 self.refused += 1
             elif frames is not None:
                 return peer, frames
+        return None
 
 
 class ZmqConnection(ZmqLink):
@@ -273,14 +278,11 @@ class ZmqConnection(ZmqLink):
         return self._put(frames)
 
     def _take(self) -> tuple[bytes, list[memoryview]] | None:
-        while True:
-            try:
-                first = self._socket.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return None
-            frames = self._frames(first)
+        while self._is_here():
+            frames = self._frames(self._socket.recv(_DONTWAIT, copy=False))
             if frames is not None:
                 return b"", frames
+        return None
 
 
 def listen(address: str, *, limits: LinkLimits, keys: ServerKeys | None = None) -> ZmqListener:

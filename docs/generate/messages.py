@@ -113,7 +113,7 @@ def _actions() -> str:
 
 def _example() -> str:
     """One message as bytes, encoded at build time and read back by another library, which knows nothing of ours."""
-    blocks = {"height": fields.Block(np.array([1.0, 2.0]), (4,))}
+    blocks = {"height": fields.Block(np.arange(9.0), (4,)), "lift": fields.Block(np.array(0.5))}
     table, frames = wire.block_table(blocks)
     stamp = messages.Stamp(0, 1, 7, 42, 2.1, 0.05, float("inf"), table)
     encoded = [bytes(frame) for frame in wire.encode(messages.Push(stamp), frames)]
