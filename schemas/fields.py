@@ -120,8 +120,8 @@ def copied(snapshot: Snapshot) -> Snapshot:
 
 def misfit(spec: FieldSpec, block: Block) -> str | None:
     """Says in one sentence why a Block does not fit its FieldSpec, or None when it does."""
-    array = block.array
-    if array.dtype.str != spec.dtype and array.dtype.newbyteorder("=") != np.dtype(spec.dtype).newbyteorder("="):
+    array, dtype = block.array, np.dtype(spec.dtype)
+    if array.dtype != dtype and array.dtype.newbyteorder("=") != dtype.newbyteorder("="):
         return f"field {spec.name!r} was declared as {spec.dtype} but came as {array.dtype.str}"
     if array.ndim != len(spec.shape):
         return f"field {spec.name!r} was declared with shape {spec.shape} but came with shape {array.shape}"
@@ -131,8 +131,10 @@ def misfit(spec: FieldSpec, block: Block) -> str | None:
         return f"field {spec.name!r} is of kind {spec.kind}, which has no ids, but came with some"
     if len(block.offset) != array.ndim:
         return f"field {spec.name!r} needs an offset of {array.ndim} numbers, not {block.offset}"
-    inside = all(o >= 0 and o + n <= total for o, n, total in zip(block.offset, array.shape, spec.shape, strict=True))
-    return None if inside else _bounds(spec, array.shape, block.offset)
+    for begin, length, total in zip(block.offset, array.shape, spec.shape, strict=True):
+        if begin < 0 or begin + length > total:
+            return _bounds(spec, array.shape, block.offset)
+    return None
 
 
 def flaw(fields: tuple[FieldSpec, ...]) -> str | None:

@@ -111,10 +111,13 @@ class Outbox:
             blocks: Blocks by field name; copied, unless they lie in lent arrays or travel in frames, which `Link.send`
                 copies.
         """
-        ways = {name: self._way(name, block) for name, block in blocks.items()}
-        shared = {name: block for name, block in blocks.items() if ways[name] == "shared"}
+        shared, streaming = {}, {}
+        for name, block in blocks.items():
+            if (way := self._way(name, block)) == "shared":
+                shared[name] = block
+            elif way == "adios":
+                streaming[name] = block
         slot, places = self._into_ring(shared) if shared else (None, {})
-        streaming = {name: block for name, block in blocks.items() if ways[name] == "adios"}
         streamed = self._into_stream(step, time, streaming) if streaming else {}
         places |= streamed
         rest = {name: block for name, block in blocks.items() if name not in places} if places else blocks
