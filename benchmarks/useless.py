@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks.runs import KEPT, STREET, Summary, fresh, run_case, slim, steps_of
+from benchmarks.runs import KEPT, STREET, Summary, fresh, run_case, slim
 from benchmarks.table import BenchmarkFailed, Rows, judged, spread
 from ml_servers.tasks.propagator import Propagator
 from schemas.fields import Block, Snapshot
@@ -20,6 +20,8 @@ from schemas.fields import Block, Snapshot
 USE = "task.propagator.use=benchmarks.useless:Useless"
 SHORTEST_S = 180.0
 """An uncoupled run at least this long is what the target speaks of."""
+PROBE_STEPS = 1000
+"""Steps of a run that shows how long one takes here."""
 
 
 class Useless(Propagator):
@@ -54,7 +56,7 @@ def scrambled(snapshot: Snapshot, first: Snapshot, factor: float) -> Snapshot:
 
 def rows(seeds: Sequence[int], say: Callable[[str], None]) -> Rows:
     """Wall time of the useless run over that of the uncoupled one, over seeds."""
-    steps = long_enough(steps_of(STREET), seeds[0], say)
+    steps = long_enough(say)
     ratios: dict[int, float | None] = {}
     spent: dict[int, float | None] = {}
     for turn, seed in enumerate(seeds):
@@ -70,12 +72,11 @@ def rows(seeds: Sequence[int], say: Callable[[str], None]) -> Rows:
     return [judged(made, "high", at_most=1.05), spread("CPU time of its trainer", spent, unit="s")]
 
 
-def long_enough(steps: int, seed: int, say: Callable[[str], None]) -> int:
+def long_enough(say: Callable[[str], None]) -> int:
     """Steps of an uncoupled run that is not shorter than `SHORTEST_S`; also warms the caches of compiled code."""
-    wall_s = one("off", steps, seed)["time"]["wall_s"]
-    if wall_s < SHORTEST_S:
-        steps = math.ceil(steps * 1.1 * SHORTEST_S / wall_s)
-        say(f"the example took {wall_s:.0f} s; {steps} steps are taken, for at least {SHORTEST_S:.0f} s")
+    probe = one("off", PROBE_STEPS, 0)["time"]["direct_step_s"]
+    steps = math.ceil(1.1 * SHORTEST_S / probe)
+    say(f"an uncoupled step takes {1e3 * probe:.1f} ms; {steps} steps are taken, for at least {SHORTEST_S:.0f} s")
     return steps
 
 

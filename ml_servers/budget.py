@@ -17,8 +17,11 @@ MAX_LEASE = 1 << 20
 BURST = 128
 """States streamed in a row between two leases: a learner of dynamics needs successive ones."""
 QUIET = 32
-"""Steps of the lease that follows the first state: with nothing to learn yet, direct steps show what they cost alone.
-A run shorter than 64 times as long has a quiet stretch in proportion."""
+"""Steps of a quiet lease, in which trainers rest: direct steps show what they cost alone. A run shorter than 64 times
+as long has one in proportion."""
+LOOKS = (0.0, 0.3, 0.6)
+"""Shares of what may be spent after which a quiet lease follows. The first comes after the first state, and may be
+disturbed by processes that are starting; all that is spent must not rest on it."""
 AT_ONCE = 0.9
 """Share of the budget that may be spent at once: a model that comes late has less of the run left to pay with."""
 
@@ -34,6 +37,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         streamed: States streamed.
         direct_step_s: Wall time of a direct step, when nothing disturbs it: the fastest told so far.
         burst: States streamed since the last lease.
+        looks: Quiet leases given.
+        quiet_until: Step at which the last of them ends.
     """
 
     overhead: float
@@ -43,6 +48,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     streamed: int = 0
     direct_step_s: float = 0.0
     burst: int = 0
+    looks: int = 0
+    quiet_until: int = 0
 
     def asked(self, direct_step_s: float, stall_s: float, cpu_s: float, steps: int) -> Budget:
         """After one streamed state: its stall on the host, the CPU time it cost on the server's side, and the plan."""
@@ -71,7 +78,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, spent_s=self.spent_s + cpu_s)
 
     def share(self, step: int) -> float:
-        """Share of a core that a trainer may use while ranks integrate: all of it within the budget."""
+        """Share of a core that a trainer may use while ranks integrate: all of it within the budget but in a look."""
+        if step < self.quiet_until:
+            return self._rest
         return 1.0 if self.direct_step_s <= 0.0 or self.spent_s <= self.allowed_s(step) else self._rest
 
     @property
@@ -81,8 +90,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def lease(self, step: int) -> tuple[int, Budget]:
         """Steps until the next state should be streamed (1: the next one), and the budget after it."""
-        if self.streamed == 1 and self.overhead < math.inf:
-            return max(min(QUIET, self.steps // 64), 1), self
+        if self._should_look(step):
+            quiet = max(min(QUIET, self.steps // 64), 1)
+            return quiet, msgspec.structs.replace(self, looks=self.looks + 1, quiet_until=step + quiet)
         excess = self.spent_s - self.allowed_s(step)
         if self.direct_step_s <= 0.0 or excess <= 0.0 or self.burst < BURST or not self.streamed:
             return 1, self
@@ -91,6 +101,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         burst_s = BURST * self.spent_s / self.streamed
         wait = int((excess + burst_s) / growth) + 1 if growth > 0.0 else MAX_LEASE
         return min(max(wait, BURST), MAX_LEASE), msgspec.structs.replace(self, burst=0)
+
+    def _should_look(self, step: int) -> bool:
+        if not self.streamed or self.overhead == math.inf:
+            return False
+        return self.looks < len(LOOKS) and self.spent_s >= LOOKS[self.looks] * self.allowed_s(step)
 
 
 def _seconds(told: float) -> float:
