@@ -243,10 +243,12 @@ def send_ours(rank: int, orders: Orders, report: Report, address: str, ranks: in
 
 def _await(link: Awaited, answered: int) -> None:
     """Takes in what has come, and waits until so many states were answered."""
-    link.wait(0.0)
-    while link.came - 1 < answered:  # the first message is the Welcome
-        if not link.wait(ANSWER_S):
+    missing = answered - (link.came - 1)  # the first message is the Welcome
+    came = link.wait(ANSWER_S if missing > 0 else 0.0)
+    while (link.came - 1) < answered:
+        if not came:
             raise BenchmarkFailed(f"no answer in {ANSWER_S:g} seconds")
+        came = link.wait(ANSWER_S)
 
 
 def declared(ranks: int) -> tuple[FieldSpec, ...]:

@@ -44,6 +44,8 @@ from coupler.links.security import (
 
 IDENTITY_BYTES = 255
 """Longest peer identity (ZMTP 3.1)."""
+DONTWAIT_SNDMORE = zmq.DONTWAIT | zmq.SNDMORE
+"""Joined once, since an enum joins its members in Python code, for each message anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class ZmqLink:
             if not self._put_first(frames[0], len(frames) > 1):
                 return False
         for frame in frames[1:-1]:
-            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE)
+            self._socket.send(frame, DONTWAIT_SNDMORE)
         if len(frames) > 1:
             self._socket.send(frames[-1], zmq.DONTWAIT)
         return True
@@ -168,7 +170,7 @@ class ZmqLink:
     def _put_first(self, frame: bytes | memoryview, more: bool) -> bool:
         """Offers the first frame. False when there is no room or no such peer."""
         try:
-            self._socket.send(frame, zmq.DONTWAIT | zmq.SNDMORE if more else zmq.DONTWAIT)
+            self._socket.send(frame, DONTWAIT_SNDMORE if more else zmq.DONTWAIT)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
