@@ -143,8 +143,8 @@ def rows(say: Callable[[str], None] = lambda _: None, ranks: int = RANKS, laps: 
                 say(f"lap {lap}: {ours.rates[-1]:.0f} states/s, bare pyzmq {bare.rates[-1]:.0f}")
         for measured in (ours, bare):
             del measured.laps[0], measured.server_s[0]
-        lost = losses(side.reports, side.facts(), (laps + 1) * steps)
-    return figures(ours, bare, ranks) + [judged(row("lost", median=float(lost), unit="states"), "median", at_most=0)]
+        lost = side.lost((laps + 1) * steps)
+    return [*figures(ours, bare, ranks), judged(row("lost", median=float(lost), unit="states"), "median", at_most=0)]
 
 
 def figures(ours: Side, bare: Side, ranks: int) -> Rows:
@@ -174,7 +174,7 @@ def losses(reports: Sequence[Report], facts: Report, steps: int) -> int:
     for books in reports:
         if books["produced"] != books["admitted"] + books["in_flight"] + sum(books["dropped"].values()):
             raise BenchmarkFailed(f"the books of a client do not balance: {books}")
-        lost += steps - books["admitted"]
+        lost += abs(steps - books["admitted"])
     joined = facts["admitted"]
     return max(lost, facts["lost"] + facts["incomplete"], len(reports) * (steps - joined))
 
@@ -198,10 +198,10 @@ class OurSide:
     folder: Path
     reports: list[Report] = field(default_factory=list)
 
-    def facts(self) -> Report:
-        """The server's books, once it has ended."""
-        found: Report = json.loads((self.folder / SUMMARY).read_text())["samples"]
-        return found
+    def lost(self, steps: int) -> int:
+        """States that were lost of so many steps of each rank, once all have ended; see `losses`."""
+        facts: Report = json.loads((self.folder / SUMMARY).read_text())["samples"]
+        return losses(self.reports, facts, steps)
 
 
 @contextmanager
@@ -243,12 +243,12 @@ def send_ours(rank: int, orders: Orders, report: Report, address: str, ranks: in
 
 def _await(link: Awaited, answered: int) -> None:
     """Takes in what has come, and waits until so many states were answered."""
-    missing = answered - (link.came - 1)  # the first message is the Welcome
-    came = link.wait(ANSWER_S if missing > 0 else 0.0)
-    while (link.came - 1) < answered:
-        if not came:
+    messages = 1 + answered  # the first is the Welcome
+    if link.came >= messages:
+        link.wait(0.0)
+    while link.came < messages:
+        if not link.wait(ANSWER_S):
             raise BenchmarkFailed(f"no answer in {ANSWER_S:g} seconds")
-        came = link.wait(ANSWER_S)
 
 
 def declared(ranks: int) -> tuple[FieldSpec, ...]:
