@@ -34,6 +34,7 @@ GROUPS = {
     "links": Group("benchmarks.links:rows", "round trips of the Links against bare pyzmq, seconds"),
     "step": Group("benchmarks.step:rows", "what one coupling step costs the solver, a minute"),
     "bulk": Group("benchmarks.bulk:rows", "a state handed over and one got back, by shared memory, 2 minutes", True),
+    "fan_in": Group("benchmarks.fan_in:rows", "64 ranks to one server, against bare pyzmq, a minute", True),
     "adios": Group("benchmarks.adios:rows", "ADIOS2 streams against adios2 alone, half a minute", True),
     "imports": Group("benchmarks.imports:rows", "what a simulation process imports, half a minute"),
     "solvers": Group("benchmarks.solvers:rows", "cell updates a second and such, a minute"),

@@ -52,12 +52,13 @@ def echo_both(bare_address: str, our_address: str) -> None:
 
 
 @contextmanager
-def child(work: Callable[..., None], *addresses: str) -> Iterator[None]:
-    """Runs a function in a process of its own; it ends by itself."""
-    process = multiprocessing.get_context("spawn").Process(target=work, args=addresses)
+def child(work: Callable[..., None], *arguments: str | int) -> Iterator[int]:
+    """Runs a function in a process of its own, whose id it gives; it ends by itself."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     process.start()
+    assert process.pid is not None  # it was started
     try:
-        yield
+        yield process.pid
         process.join(20)
     finally:
         process.kill()

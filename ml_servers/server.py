@@ -131,7 +131,10 @@ class Server:
                 self._bulks[peer].outbox.free(message.executed)
             now = self._cpu_clock()
             spent, self._cpu = now - self._cpu, now
-            for instruction in self.core.handle(peer, message, blocks, spent):
+            instructions = self.core.handle(peer, message, blocks, spent)
+            if not instructions:  # one rank's part of a step: nothing was decided that anyone could be told
+                return True
+            for instruction in instructions:
                 self._carry_out(instruction)
             self._tell_failures()
         self._pace()

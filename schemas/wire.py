@@ -190,9 +190,10 @@ def _block(entry: BlockEntry, frames: Iterator[Frame]) -> Block:
 
 
 def _next(entry: BlockEntry, frames: Iterator[Frame]) -> Frame:
-    for frame in frames:
-        return frame
-    raise WireError(f"Field {entry.field!r} came without all of its bytes.")
+    frame = next(frames, None)
+    if frame is None:
+        raise WireError(f"Field {entry.field!r} came without all of its bytes.")
+    return frame
 
 
 def raw(array: np.ndarray[Any, Any]) -> memoryview:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import imports, runs, step, useless
+from benchmarks import fan_in, imports, runs, step, useless
 from benchmarks.table import BenchmarkFailed, judged, merge, row, show, spread, timing
 from coupler.trace import OBSERVABLES, Observed, Recorder
 from schemas.fields import FieldSpec, Snapshot
@@ -202,3 +202,21 @@ def test_a_learned_step_and_a_direct_one_are_timed_against_a_real_server(tmp_pat
     assert rows[1]["p50_us"] <= rows[2]["p50_us"] and rows[1]["target"] == "<= 2"
     made = step.direct("64 B", 64, 5, 0.002, tmp_path / "b")
     assert made["n"] == 5 and made["bytes"] == 64
+
+
+def test_many_ranks_and_bare_clients_take_turns_and_nothing_is_lost():
+    rows = fan_in.rows(ranks=3, laps=2, steps=12)
+    assert [r["case"] for r in rows][:2] == ["fan-in", "bare pyzmq, 3 clients"] and rows[0]["target"] == ">= 0.6"
+    assert rows[0]["n"] == rows[1]["n"] == 2 and rows[0]["ratio"] > 0.0
+    assert rows[-1] | {"case": "lost", "median": 0.0, "met": True} == rows[-1]
+
+
+def test_what_any_book_of_a_fan_in_misses_is_lost():
+    books = {"produced": 9, "admitted": 9, "in_flight": 0, "dropped": {}}
+    facts = {"admitted": 9, "lost": 0, "incomplete": 0}
+    assert fan_in.losses([books, books], facts, 9) == 0
+    assert fan_in.losses([books, books | {"admitted": 7, "dropped": {"lost on the way": 2}}], facts, 9) == 2
+    assert fan_in.losses([books, books], facts | {"admitted": 8}, 9) == 2
+    assert fan_in.losses([books, books], facts | {"incomplete": 1}, 9) == 1
+    with pytest.raises(BenchmarkFailed, match="balance"):
+        fan_in.losses([books | {"admitted": 7}], facts, 9)
