@@ -52,9 +52,9 @@ def echo_both(bare_address: str, our_address: str) -> None:
 
 
 @contextmanager
-def child(work: Callable[..., None], *addresses: str) -> Iterator[None]:
+def child(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
     """Runs a function in a process of its own; it ends by itself."""
-    process = multiprocessing.get_context("spawn").Process(target=work, args=addresses)
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     process.start()
     try:
         yield
