@@ -11,6 +11,7 @@ microsecond, which the part around it bears.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from coupler.bulks.bulk import frames_only
 from coupler.coupling import Coupling
 from coupler.links.security import load_keys, make_keys
 from coupler.links.zeromq import connect
+from ml_servers.server import Server
 from schemas import wire
 
 SIZES = {8_000: (1000, 300, 0.002), 8_000_000: (60, 100, 0.02)}
@@ -74,7 +76,8 @@ def promises(size: int, turns: int, folder: Path) -> Rows:
             settle(coupling)
         (folder / GO).touch()
         for turn in range(turns + WARM_UP):
-            for way, coupling in couplings.items():
+            for way in rotated(turn):
+                coupling = couplings[way]
                 began = time.perf_counter()
                 coupling.push(snapshot_at(steps[way] + turn, state))
                 pushed = time.perf_counter()
@@ -104,20 +107,28 @@ def joined(way: str, size: int, folder: Path) -> Iterator[Coupling]:
 def serve_all(folder: str, size: str) -> None:
     """Child: a server for each way; they look in turn until all have met their host, then wait for each in turn."""
     with ExitStack() as open_:
-        servers = []
+        servers: dict[str, Server] = {}
         for way, (digest, keyed) in WAYS.items():
             place = Path(folder) / way
             place.mkdir()
             keys = load_keys(Path(folder) / KEYS).server() if keyed else None
             of_it = serving(ANY, str(place), act=False, limits=limits_for(int(size)), digest=digest, keys=keys)
-            servers.append(open_.enter_context(of_it))
+            servers[way] = open_.enter_context(of_it)
         while not (Path(folder) / GO).exists():
-            for server in servers:
+            for server in servers.values():
                 server.poll(0.005)
-        while not all(server.core.all_finished for server in servers):
-            for server in servers:
-                if not server.core.all_finished:
-                    server.poll(PATIENCE_S)
+        for turn in itertools.count():
+            if all(server.core.all_finished for server in servers.values()):
+                return
+            for way in rotated(turn):
+                if not servers[way].core.all_finished:
+                    servers[way].poll(PATIENCE_S)
+
+
+def rotated(turn: int) -> list[str]:
+    """The ways in the order of a turn: what went before leaves the caches and the allocator in some state."""
+    ways, first = list(WAYS), turn % len(WAYS)
+    return ways[first:] + ways[:first]
 
 
 # ---------------------------------------------------------------------------------------------------------- profile

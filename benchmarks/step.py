@@ -225,7 +225,8 @@ def serving(
     )
 
     def started(line: str) -> None:
-        raise RuntimeError(line)
+        if not line.endswith(" is up."):  # a trainer's greeting; all else would be a fault
+            raise RuntimeError(line)
 
     link = listen(address, limits=limits, keys=keys)
     announce(Path(folder), link.address)
