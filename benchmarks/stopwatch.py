@@ -21,8 +21,9 @@ class Stopwatch:
         seconds: For each part, its time in each call; a part that a call does not come by counts nothing in it.
     """
 
-    def __init__(self) -> None:
-        """Nothing is timed yet."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Nothing is timed yet. Args: clock: Monotonic seconds."""
+        self._clock = clock
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self._inside = [0.0]  # time of the parts inside each that is open
         self._call: dict[str, float] = defaultdict(float)
@@ -63,11 +64,11 @@ class Stopwatch:
     @contextmanager
     def _open(self, part: str) -> Iterator[None]:
         self._inside.append(0.0)
-        began = time.perf_counter()
+        began = self._clock()
         try:
             yield
         finally:
-            took = time.perf_counter() - began
+            took = self._clock() - began
             self._call[part] += took - self._inside.pop()
             self._inside[-1] += took
 
