@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.links import child
-from benchmarks.peers.exchange import announced
+from benchmarks.peers.exchange import announced, await_any
 from benchmarks.step import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.stopwatch import REST, Stopwatch, reads_and_writes
 from benchmarks.table import BenchmarkFailed, Row, Rows, row, timing
@@ -39,7 +39,7 @@ SIZES = {8_000: (1000, 300, 0.002), 8_000_000: (60, 100, 0.02)}
 """Bytes of a state, turns of the promises, calls of the profile, and seconds of the solver between two calls."""
 WAYS = {"plain": (False, False), "with digest": (True, False), "with keys": (False, True), "with both": (True, True)}
 """Digest and keys."""
-KEYS, GO = "keys", "go"
+KEYS, GO, GONE = "keys", "go", "gone"
 WARM_UP = 10
 ACKS, FINITE, PUT, ENCODE, SEND = "acknowledgements", "finite?", "into a slot", "encode", "send: copy and system call"
 RECEIVE, DECODE, GUARD = "receive: wait and system call", "decode", "guard"
@@ -75,6 +75,7 @@ def promises(size: int, turns: int, folder: Path) -> Rows:
             steps[way] = met(coupling, state)
             settle(coupling)
         (folder / GO).touch()
+        await_any([folder / GONE], PATIENCE_S)  # from here on the child waits for each in the order of ours
         for turn in range(turns + WARM_UP):
             for way in rotated(turn):
                 coupling = couplings[way]
@@ -117,6 +118,7 @@ def serve_all(folder: str, size: str) -> None:
         while not (Path(folder) / GO).exists():
             for server in servers.values():
                 server.poll(0.005)
+        (Path(folder) / GONE).touch()
         for turn in itertools.count():
             if all(server.core.all_finished for server in servers.values()):
                 return
