@@ -5,7 +5,8 @@
   sweeps over its state for some time before each, which empties the caches of everything else.
 - `push, lent`: the same for a state that was computed in a lent slot.
 - `learned state back`: an Ask at a learned state, to the adopted state H steps on.
-- `promises`: what a push of 8 MB in frames costs more with digests; and the parts of a push by slots.
+
+Where the time of each goes is in `benchmarks.promises`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import mmap
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,9 +25,7 @@ from benchmarks.links import child
 from benchmarks.step import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.table import Row, Rows, timing
 from coupler.links.zeromq import LinkLimits, connect
-from schemas import wire
-from schemas.fields import Array, Block
-from schemas.messages import Push, Stamp
+from schemas.fields import Array
 
 LIMITS = LinkLimits(max_message_bytes=100_000_000, queue_bytes=400_000_000)
 SIZES = {64: (400, 0.002), 8_000: (400, 0.002), 800_000: (200, 0.005), 8_000_000: (80, 0.02), 80_000_000: (16, 0.2)}
@@ -48,7 +47,7 @@ def rows(say: Callable[[str], None] = lambda _: None) -> Rows:
         say(f"a learned state of {size} bytes")
         with tempfile.TemporaryDirectory() as folder:
             made += back(size, count, Path(folder))
-    return [*made, *parts(8_000), *parts(8_000_000)]
+    return made
 
 
 @contextmanager
@@ -133,35 +132,3 @@ def back(size: int, count: int, folder: Path) -> Rows:
     made = timing("Ask to learned state back", size, trips, copies, "memcpy")
     allowed_s = 2.5 * float(np.median(copies)) + BACK_S
     return [against(made, allowed_s) if size > 4096 else made]
-
-
-def parts(size: int) -> Rows:
-    """Where the time of a push goes, and what a digest adds, hot, without a server."""
-    state = np.arange(size // 8, dtype="<f8")
-    blocks = {"state": Block(state, (0,))}
-    with tempfile.TemporaryDirectory() as folder:
-        bulk = by_slots(folder, "rank-0")
-        bulk.outbox.near = ""
-        took: dict[str, list[float]] = {"put into a slot": [], "encode": [], "block table, digest": []}
-        took |= {"block table, no digest": [], "memcpy": []}
-        other = np.empty_like(state)
-
-        def measured(what: str, work: Callable[[], object]) -> object:
-            began = time.perf_counter()
-            result = work()
-            took[what].append(time.perf_counter() - began)
-            return result
-
-        for turn in range(200):
-            parcel = bulk.outbox.put(turn, 0.0, blocks)
-            bulk.outbox.undo(parcel)
-            parcel = measured("put into a slot", lambda turn=turn: bulk.outbox.put(turn, 0.0, blocks))
-            bulk.outbox.undo(parcel)  # type: ignore[arg-type]
-            stamp = Stamp(0, 1, turn, turn, 0.0, 1.0, float("inf"), parcel.table)  # type: ignore[attr-defined]
-            measured("encode", lambda stamp=stamp: wire.encode(Push(stamp)))
-            measured("block table, digest", lambda: wire.block_table(blocks, True))
-            measured("block table, no digest", lambda: wire.block_table(blocks, False))
-            measured("memcpy", lambda: np.copyto(other, state))
-        bulk.close()
-    copies: Sequence[float] = took["memcpy"]
-    return [timing(f"part of a push: {what}", size, seconds, copies, "memcpy") for what, seconds in took.items()]

@@ -52,7 +52,7 @@ def echo_both(bare_address: str, our_address: str) -> None:
 
 
 @contextmanager
-def child(work: Callable[..., None], *arguments: str | int) -> Iterator[int]:
+def child(work: Callable[..., None], *arguments: Any) -> Iterator[int]:
     """Runs a function in a process of its own, whose id it gives; it ends by itself."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     process.start()

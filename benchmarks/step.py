@@ -29,6 +29,7 @@ import numpy as np
 import zmq
 
 from benchmarks.links import child
+from benchmarks.peers.exchange import announce
 from benchmarks.runs import STREET, run_case
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, row, timing
 from coupler.agreement import Vote, agree
@@ -39,6 +40,7 @@ from coupler.bulks.outbox import Outbox
 from coupler.bulks.shared import RingReader
 from coupler.contracts import Advice, Backtest, Forecast, Frames, Link, Report
 from coupler.coupling import Coupling
+from coupler.links.security import ServerKeys
 from coupler.links.zeromq import LinkLimits, connect, listen
 from coupler.ranks import MpiRanks
 from coupler.recording import RunRecorder
@@ -203,9 +205,19 @@ def serve_both(bare_address: str, address: str, folder: str) -> None:
 
 @contextmanager
 def serving(
-    address: str, folder: str, *, act: bool, limits: LinkLimits = LIMITS, shared: bool = False
+    address: str,
+    folder: str,
+    *,
+    act: bool,
+    limits: LinkLimits = LIMITS,
+    shared: bool = False,
+    digest: bool = True,
+    keys: ServerKeys | None = None,
 ) -> Iterator[Server]:
-    """A server with the Task `Still`; it has a model from the first HELLO on when it may act."""
+    """A server with the Task `Still`; it has a model from the first HELLO on when it may act.
+
+    It writes the address that it listens at, with the real port, into the folder.
+    """
     settings = CoreSettings(
         run=RUN,
         tasks=("still",),
@@ -216,17 +228,20 @@ def serving(
     )
 
     def started(line: str) -> None:
-        raise RuntimeError(line)
+        if not line.endswith(" is up."):  # a trainer's greeting; all else would be a fault
+            raise RuntimeError(line)
 
+    link = listen(address, limits=limits, keys=keys)
+    announce(Path(folder), link.address)
     server = Server(
-        listen(address, limits=limits),
+        link,
         settings,
         lambda _, fields: Still(fields),
         Path(folder),
         slot_folder=Path(folder),
         buffer_bytes=64 << 20,
         max_message_bytes=limits.max_message_bytes,
-        bulk=lambda stem: by_slots(folder, stem) if shared else frames_only(digest=True),
+        bulk=lambda stem: by_slots(folder, stem) if shared else frames_only(digest),
         log=started,
     )
     with closing(server):
@@ -244,9 +259,11 @@ def serve(address: str, folder: str) -> None:
 
 
 @contextmanager
-def client(link: Link, size: int, folder: Path, bulk: Bulk | None = None) -> Iterator[Coupling]:
+def client(
+    link: Link, size: int, folder: Path, bulk: Bulk | None = None, limits: LinkLimits = LIMITS
+) -> Iterator[Coupling]:
     """A Coupling of a host with one state field of `size` bytes, recorded as in a run."""
-    terms = Terms(run=RUN, last_step=LAST_STEP, dt=1.0, deadline_s=60.0, max_message_bytes=LIMITS.max_message_bytes)
+    terms = Terms(run=RUN, last_step=LAST_STEP, dt=1.0, deadline_s=60.0, max_message_bytes=limits.max_message_bytes)
     (folder / "client").mkdir(parents=True)
     recorder = RunRecorder(folder / "client")
     with Coupling(link, declared(size), terms, recorder=recorder, bulk=bulk) as coupling:

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import fan_in, imports, runs, step, useless
+from benchmarks import fan_in, imports, promises, runs, step, streaming, tcp, useless
+from benchmarks.stopwatch import REST, Stopwatch
 from benchmarks.table import BenchmarkFailed, judged, merge, row, show, spread, timing
 from coupler.trace import OBSERVABLES, Observed, Recorder
 from schemas.fields import FieldSpec, Snapshot
@@ -220,3 +221,65 @@ def test_what_any_book_of_a_fan_in_misses_is_lost():
     assert fan_in.losses([books, books], facts | {"incomplete": 1}, 9) == 1
     with pytest.raises(BenchmarkFailed, match="balance"):
         fan_in.losses([books | {"admitted": 7}], facts, 9)
+
+
+@pytest.mark.parametrize("digest", [True, False])
+def test_states_across_tcp_take_turns_with_bare_pyzmq(tmp_path, digest):
+    sizes = {"there": 64, "in_a_row": 64 * tcp.WINDOW, "back": 64}
+    for name, size in sizes.items():
+        (tmp_path / name).mkdir()
+        made = getattr(tcp, name)(64, 2, digest, tmp_path / name)
+        assert all(("no digest" in r["case"]) != digest for r in made)
+        assert {(r["bytes"], r["target"], r["unit"]) for r in made} == {(size, ">= 0.9", "GB/s")}
+        assert made[0]["ratio"] == pytest.approx(made[0]["bare_p50_us"] / made[0]["p50_us"])
+
+
+def test_the_stream_is_there_in_its_rounds_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "ARRIVED", 0.01)  # the machine may be busy
+    on, off, alone = streaming.rounds(800, 100.0, 1, 0.3, tmp_path)
+    assert on["target"] == ">= 0.95" and on["arrived a second"] > 0.0
+    assert off["ratio"] == 1.0 and "target" not in off and alone["against"] == off["case"]
+    assert all(r["median"] > 0.0 and r["n"] > 1 for r in (on, off, alone))
+
+
+def test_a_stream_that_does_not_arrive_is_no_figure(tmp_path):
+    with pytest.raises(BenchmarkFailed, match="no such stream"):
+        streaming.rounds(800, 1e6, 1, 0.1, tmp_path)
+
+
+def test_each_promise_is_measured_against_none(tmp_path):
+    made = promises.promises(64, 3, tmp_path)
+    assert [r["n"] for r in made] == [3] * 2 * len(promises.WAYS)
+    assert [r["case"] for r in made if r["ratio"] == 1.0 and "plain" in r["case"]] == [
+        "push in frames over tcp, plain",
+        "state to its acknowledgement, plain",
+    ]
+
+
+@pytest.mark.parametrize("what", ["push", "learned step"])
+def test_the_parts_of_a_step_are_no_more_than_the_whole(tmp_path, what):
+    made = promises.push(64, 5, 0.001, tmp_path) if what == "push" else promises.learned_step(64, 5, tmp_path)
+    whole, *parts = [r for r in made if r["p50_us"] is not None]
+    assert whole["case"] == what and {r["n"] for r in parts} == {5}
+    assert {f"{what}: {part}" for part in (promises.ENCODE, promises.SEND, promises.PUT, REST)} <= {
+        r["case"] for r in parts
+    }
+    assert all(r["p50_us"] <= whole["p99_us"] for r in parts)
+
+
+def test_a_part_counts_without_the_parts_inside_it_and_is_put_back():
+    class Work:
+        def outer(self):
+            return self.inner() + 1
+
+        def inner(self):
+            return 1
+
+    work, now = Work(), iter([0.0, 1.0, 3.0, 7.0, 8.0, 9.0])
+    watch = Stopwatch(lambda: next(now))
+    watch.time(work, "outer", "out")
+    watch.time(work, "inner", "in")
+    assert watch.call(work.outer) == 9.0
+    assert watch.seconds == {REST: [2.0], "out": [3.0], "in": [4.0]}
+    watch.undo()
+    assert work.outer() == 2 and not vars(work)
