@@ -1,7 +1,7 @@
 """After the tenth step no page is touched for the first time on the step path: every buffer is used again.
 
-So it is in slots, whatever the size, in a coupling and in the outbox alone. Frames are in the hands of libzmq and
-malloc, which may give their memory back to the kernel in between; that is why `auto` takes slots where it can.
+So it is in slots, whatever the size. Frames are in the hands of libzmq and malloc, which may give their memory back to
+the kernel in between; that is why `auto` takes slots where it can.
 """
 
 from __future__ import annotations
@@ -9,21 +9,14 @@ from __future__ import annotations
 import mmap
 import resource
 from collections.abc import Callable
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import bulk
-from benchmarks.links import child
-from benchmarks.step import by_slots, client, met, snapshot_at
 from coupler.bulks.choice import BulkRules
 from coupler.bulks.outbox import Outbox
-from coupler.links.zeromq import connect
 from schemas.fields import Block
-
-resource_tracker.ensure_running()  # it outlives the first child that is started, on purpose
 
 SIZES = pytest.mark.parametrize("size", [800_000, 8_000_000])
 FIRST, LAST = 10, 60
@@ -57,28 +50,6 @@ def test_slots_are_there_already(tmp_path: Path, size: int) -> None:
 
     assert faults_a_step(step) < allowed(size)
     outbox.close()
-
-
-@SIZES
-@pytest.mark.parametrize("lends", [False, True])
-def test_a_coupling_uses_its_memory_again(tmp_path: Path, size: int, lends: bool) -> None:
-    address, own = f"ipc://{tmp_path}/s", np.zeros(size // 8)
-    with child(bulk.serve, address, str(tmp_path)):
-        link = connect(address, identity=b"rank-0", limits=bulk.LIMITS)
-        with client(link, size, tmp_path, by_slots(str(tmp_path), "rank-0")) as coupling:
-            first = met(coupling, own) + 1
-            channel, books = coupling._channel, coupling._protocol.books
-            assert channel is not None
-
-            def step(number: int) -> None:
-                state = coupling.allocate("state") if lends else own
-                state[:] = number
-                coupling.push(snapshot_at(first + number, state))
-                while books.in_flight:
-                    channel.drain(1.0)
-
-            assert faults_a_step(step) < allowed(size)
-            assert channel.outbox.crowded == 0 and channel.outbox.routes["state"].use == "shared"
 
 
 @SIZES
