@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.coupled import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.links import child
-from benchmarks.step import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.table import Row, Rows, timing
 from coupler.links.zeromq import LinkLimits, connect
 from schemas.fields import Array

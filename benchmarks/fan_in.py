@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from benchmarks.coupled import LAST_STEP, LIMITS, RUN, serve
 from benchmarks.crew import Crew, Lap, Orders, Report, cpu_of, crew
 from benchmarks.links import child
-from benchmarks.step import LAST_STEP, LIMITS, RUN, serve
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, row
 from coupler.contracts import Frames, Link
 from coupler.coupling import Coupling

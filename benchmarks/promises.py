@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.coupled import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.links import child
 from benchmarks.peers.exchange import announced, await_any
-from benchmarks.step import by_slots, client, hand_over, integrate, learned, met, serving, snapshot_at
 from benchmarks.stopwatch import REST, Stopwatch, reads_and_writes
 from benchmarks.table import BenchmarkFailed, Row, Rows, row, timing
 from benchmarks.tcp import ANY, PATIENCE_S, limits_for, settle

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from benchmarks.coupled import LIMITS, RUN, by_slots, client, met, serving, snapshot_at
 from benchmarks.links import child
 from benchmarks.peers.exchange import announced
-from benchmarks.step import LIMITS, RUN, by_slots, client, met, serving, snapshot_at
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, timing
 from coupler.contracts import Report
 from coupler.links.zeromq import connect

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from benchmarks.coupled import Stamped, client, hand_over, learned, met, serving, snapshot_at
 from benchmarks.links import child
 from benchmarks.peers.exchange import announce, announced
-from benchmarks.step import Stamped, client, hand_over, learned, met, serving, snapshot_at
 from benchmarks.table import BenchmarkFailed, Row, Rows, judged, timing
 from coupler.bulks.bulk import frames_only
 from coupler.coupling import Coupling

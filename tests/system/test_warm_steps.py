@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from benchmarks import bulk
+from benchmarks.coupled import by_slots, client, learned, snapshot_at
 from benchmarks.links import child
-from benchmarks.step import by_slots, client, learned, snapshot_at
 from coupler.coupling import Coupling
 from coupler.links.zeromq import connect
 from schemas.fields import Snapshot
