@@ -269,10 +269,8 @@ class ServerCore:
             snapshot = self._add(ask.stamp, blocks, known=bool(ask.known))
         except ValueError as error:
             return [Send(peer, Refusal(str(error)))]
-        if len(round_.parts) < self._ranks():  # looked at first: with many ranks most messages end here
-            return []
-        asks = {r: part for r, part in round_.parts.items() if isinstance(part, Ask)}
-        if len(asks) < self._ranks():
+        asks = round_.asks(self._ranks())
+        if asks is None:
             return []
         self._rounds.close(step)
         return self._complete(asks, snapshot, round_.blocks, cpu_s)

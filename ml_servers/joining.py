@@ -24,6 +24,13 @@ class Round:
     parts: dict[int, Ask | Push] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
 
+    def asks(self, ranks: int) -> dict[int, Ask] | None:
+        """The Asks by rank, once so many ranks have asked; None before."""
+        if len(self.parts) < ranks:  # with many ranks nearly always, so no table of them is made
+            return None
+        asks = {rank: part for rank, part in self.parts.items() if isinstance(part, Ask)}
+        return asks if len(asks) >= ranks else None
+
 
 class Rounds:
     """The open Rounds by step."""

@@ -26,6 +26,8 @@ from schemas.messages import Ack, Action, Advice, Ask, Hello, Refusal, Welcome
 from schemas.run import RunSpec
 
 STEPS = 300
+ROTORS = 20
+"""So many that their Blocks go in frames."""
 Answer = Callable[[Link, bytes, object, np.random.Generator], None]
 
 
@@ -45,7 +47,7 @@ def lies(link: Link, peer: bytes, message: object, rng: np.random.Generator) -> 
     if not isinstance(message, Ask):
         return
     stamp = message.stamp
-    at, shape = stamp.step, (6,)
+    at, shape = stamp.step, (ROTORS,)
     lies.count += 1  # type: ignore[attr-defined]
     good = np.ones(shape)
     states = [
@@ -142,7 +144,7 @@ def test_server_that_answers_nonsense(tmp_path: Path, answer: Answer) -> None:
     folder, heard = tmp_path / "run", list[object]()
     limits = {"dt": 0.1, "dt_min": 0.1, "dt_max": 0.1}
     link = {"deadline_s": 0.2}
-    simulation = {"pace_s": 0.002}
+    simulation = {"pace_s": 0.002, "n": ROTORS}
     spec = spec_of(folder, rung="local", steps=STEPS, simulation=simulation, limits=limits, link=link,
                    guard={"bounds": {"x": [-2.0, 2.0]}})  # fmt: skip
     prepare(spec, folder)
