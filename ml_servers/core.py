@@ -124,7 +124,7 @@ class ServerCore:
         self._decision = 0
         self._executed = 0  # decision that the host carried out last
         self._outstanding = -1  # step of a learned state that was sent and not heard of yet
-        self._step = 0
+        self._step, self._cpu_s = 0, 0.0  # of the newest Ask; not charged yet
         self._dt_task = ""
 
     # --------------------------------------------------------------------------------------------------- messages
@@ -143,10 +143,11 @@ class ServerCore:
         Returns:
             What to do now, in order.
         """
+        self._cpu_s += cpu_s
         if isinstance(message, Hello):
             return self._hello(peer, message)
         if isinstance(message, Ask):
-            return self._ask(peer, message, blocks, cpu_s)
+            return self._ask(peer, message, blocks)
         if isinstance(message, Push):
             return self._push(peer, message, blocks)
         if isinstance(message, Bye) and self.protocol.farewell(peer, message):
@@ -255,7 +256,7 @@ class ServerCore:
         self._rounds.close(step)
         return [ack, Sampled(self._whole(snapshot, round_.parts), True)]
 
-    def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block], cpu_s: float) -> list[Instruction]:
+    def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block]) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
             return []
         step, rank = ask.stamp.step, ask.stamp.rank
@@ -273,13 +274,13 @@ class ServerCore:
         if asks is None:
             return []
         self._rounds.close(step)
-        return self._complete(asks, snapshot, round_.blocks, cpu_s)
+        return self._complete(asks, snapshot, round_.blocks)
 
     def _complete(
-        self, asks: Mapping[int, Ask], snapshot: Snapshot | None, controls: Mapping[str, Block], cpu_s: float
+        self, asks: Mapping[int, Ask], snapshot: Snapshot | None, controls: Mapping[str, Block]
     ) -> list[Instruction]:
         """Every rank has asked about a step; `snapshot` is its state, None when the host named a learned one."""
-        ask = asks[0]
+        ask, cpu_s, self._cpu_s = asks[0], self._cpu_s, 0.0
         if ask.executed < self._executed and self.arbiter is not None:  # a new process, which knows no decision
             self.arbiter.restarted()
         self._executed = ask.executed
@@ -311,9 +312,7 @@ class ServerCore:
         return None if known else self._assembly.add(stamp.rank, part)
 
     def _is_outstanding(self, step: int, asks: Mapping[int, Ask]) -> bool:
-        """Whether a learned state is on its way that the host, one or more steps further, can still adopt: a newer
-        decision would only make it forget that one.
-        """
+        """Whether a learned state is on its way that the host can still adopt: a newer decision would void it."""
         if step >= self._outstanding or any(ask.refused for ask in asks.values()):
             self._outstanding = -1
         return self._outstanding >= 0

@@ -151,7 +151,7 @@ class SwitchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     blend_steps: Annotated[int, Meta(ge=0)] = 0
     cooldown: Annotated[int, Meta(ge=0)] = 4
     max_cooldown: Annotated[int, Meta(ge=0)] = 256
-    overhead: Positive = 0.03
+    overhead: Positive = 0.035
 
 
 class GuardSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

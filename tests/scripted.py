@@ -161,12 +161,20 @@ def make_core(task: ScriptedTask, settings: CoreSettings = SETTINGS) -> ServerCo
 class Host:
     """Ranks of a Spinner that speak to a ServerCore directly, message by message, and do as they are told."""
 
-    def __init__(self, core: ServerCore, ranks: int = 1, last_step: int = 1000, can_rewind: bool = True) -> None:
+    def __init__(
+        self,
+        core: ServerCore,
+        ranks: int = 1,
+        last_step: int = 1000,
+        can_rewind: bool = True,
+        cpu_s: float = 0.0,
+    ) -> None:
         self.core, self.size, self.last_step, self.can_rewind = core, ranks, last_step, can_rewind
         self.sim = Spinner()
         self.epoch, self.seq = [0] * ranks, [0] * ranks
         self.saved: dict[int, object] = {}
         self.standing = self.executed = self.adopted = 0
+        self.cpu_s = cpu_s  # of the server, for each message
         self.direct = True
         self.story: list[str] = []
         self.samples: list[tuple[int, bool]] = []
@@ -175,7 +183,7 @@ class Host:
 
     def hello(self, rank: int, step: int = 0) -> Message:
         hello = Hello(VERSION, "r", rank, self.size, FIELDS, {"energy": "sum"}, step, self.last_step, self.can_rewind)
-        [send] = self.core.handle(b"rank-%d" % rank, hello, {})
+        [send] = self.core.handle(b"rank-%d" % rank, hello, {}, self.cpu_s)
         assert isinstance(send, Send)
         self.epoch[rank], self.seq[rank] = getattr(send.message, "epoch", 0), 0
         return send.message
@@ -205,7 +213,7 @@ class Host:
         if told["known"]:
             blocks = {"force": blocks["force"]}
         message = Ask(stamp, self.last_step if until is None else until, **told)  # type: ignore[arg-type]
-        return list(self.core.handle(b"rank-%d" % rank, message, blocks))
+        return list(self.core.handle(b"rank-%d" % rank, message, blocks, self.cpu_s))
 
     def push(self, rank: int = 0) -> list[object]:
         self.seq[rank] += 1

@@ -374,6 +374,13 @@ def test_a_hostile_figure_does_not_upset_the_budget() -> None:
     assert math.isfinite(host.core.budget.spent_s)
 
 
+def test_the_server_is_charged_for_every_ranks_message_and_for_its_start() -> None:
+    host = Host(make_core(ScriptedTask()), ranks=3, cpu_s=0.25)
+    for steps in (1, 2):
+        host.follow(host.exchange())
+        assert host.core.budget.spent_s == pytest.approx(0.25 * 3 * (1 + steps))
+
+
 def test_leases_when_the_budget_is_spent() -> None:
     settings = msgspec.structs.replace(SETTINGS, overhead=0.01)
     host = Host(make_core(ScriptedTask(), settings))
