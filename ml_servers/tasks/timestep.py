@@ -23,6 +23,8 @@ Count = Annotated[int, Meta(gt=0)]
 
 SHRINK = 0.2
 """Smallest factor from one dt to the next; a larger fall would rest on an extrapolation (DOPRI5 has the same)."""
+LIKELY = 0.5
+"""Probability of keeping the tolerance below which the present dt is left at once."""
 PAIRS = 256
 """Pairs taken in by one step of `learn`."""
 ENOUGH = 64
@@ -97,7 +99,9 @@ class Timestep:
         features: tuple[str, ...] | None = None,
         powers: tuple[str, ...] = (),
         lead: Count = 2,
+        over: Count = 1,
         growth: Annotated[float, Meta(gt=1)] = 1.5,
+        follow: Annotated[float, Meta(gt=0, le=1)] = 1.0,
         rung: Annotated[float, Meta(gt=1)] = 1.02,
         order: Annotated[float, Meta(ge=1, le=12)] = 4.0,
         refit: Count = 16,
@@ -120,7 +124,12 @@ class Timestep:
             powers: Features whose power the error may follow, such as a temperature: their logarithm is what counts.
             lead: Coupling steps from the state asked about to the end of the step that its dt may govern: 1 where
                 Advice arrives at once, 2 where it is about the step before.
+            over: Coupling steps that the error looks back over. Make `lead` one more, so that what is learned is how
+                the error of so many steps follows from that of those before them.
             growth: Largest factor from one dt to the next.
+            follow: Part of the way (of log dt) from the present dt to the chosen one that is gone in a step, unless
+                the present one is more likely to miss the tolerance than to keep it. Below 1 where a change of dt
+                costs: the energy that a symplectic method conserves depends on dt, and jumps with it.
             rung: Largest ratio between neighbours on the ladder from dt_min to dt_max.
             order: Expected exponent of the error in dt; it is learned from there.
             refit: New pairs of steps between models; fewer at first.
@@ -137,12 +146,14 @@ class Timestep:
             raise ValueError(f"rung is {rung} and growth {growth}, so dt could never grow; make rung at most growth")
         self._reading = StepReading(fields, error_field, tolerance, features, powers)
         self._confidence, self._growth, self._order, self._refit = confidence, growth, order, refit
+        self._follow = follow
         self._ladder = np.geomspace(dt_min, dt_max, math.ceil(math.log(dt_max / dt_min) / math.log(rung)) + 1)
         self._width = KNOWN + self._reading.width + 1
         self._served: Served | None = None
         # A forecast knows a drift only as of the newest model, so that is what is learned from.
         self._moments: deque[_Moment] = deque(maxlen=lead + (refit if self._reading.drifts else 0))
         self._last: _Seen | None = None
+        self._times: deque[float] = deque(maxlen=over + 1)
         self._controls = np.array([[math.inf], [-math.inf]]) * np.ones(len(self._reading.controls))
         self._pending: deque[_Pair] = deque()
         self._pairs = StepPairs(memory, self._width)
@@ -167,8 +178,11 @@ class Timestep:
             self._drop_after(now.step)
         if last is None or log_error is None:
             self._moments.clear()
+            self._times.clear()
+            self._times.append(now.time)
             return
-        log_dt = math.log(now.time - last.time)
+        self._times.append(now.time)
+        log_dt = math.log((now.time - self._times[0]) / (len(self._times) - 1))
         if len(self._moments) == self._moments.maxlen:
             then = self._moments[0]
             row = _row(log_dt - then.log_dt, then)
@@ -216,10 +230,13 @@ class Timestep:
         kept = served.model.kept(row, np.log(ladder) - log_dt)
         safe = np.flatnonzero(kept >= self._confidence)
         choice = int(safe[-1]) if safe.size else 0
+        dt = float(ladder[choice])
+        if self._follow < 1.0 and served.model.kept(row, np.array([math.log(snapshot.dt) - log_dt]))[0] >= LIKELY:
+            dt = snapshot.dt * (dt / snapshot.dt) ** self._follow
         imposed = reading.imposed(snapshot)
         in_range = bool((served.controls[0] <= imposed[0]).all() and (imposed[1] <= served.controls[1]).all())
         missed = 1.0 - float(kept[choice])
-        return Forecast(horizon, missed, served.version, dt=float(ladder[choice]), in_range=in_range)
+        return Forecast(horizon, missed, served.version, dt=dt, in_range=in_range)
 
     def state(self) -> dict[str, Array]:
         """See `Task.state`. The remembered pairs stay here: another instance goes on with pairs of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -30,7 +31,7 @@ COUPLED = ("econserve", "ecouple")
 WALL = "wall"
 """Keyword of ours: seconds since the simulation was made."""
 DRIFT = "drift"
-"""Observable: half the range of the invariant in the last coupling step, over the kinetic energy."""
+"""Observable: half the range of the invariant in the last `span` coupling steps, over the kinetic energy."""
 
 
 class _Saved(NamedTuple):
@@ -45,6 +46,7 @@ class _Saved(NamedTuple):
     md_step: int
     md_time: float
     md_dt: float
+    ranges: tuple[tuple[float, float], ...]
 
 
 class Lammps:
@@ -56,8 +58,8 @@ class Lammps:
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
     (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, half its range in the last
-    coupling step over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable, `wall` for
-    the seconds since the simulation was made.
+    `span` coupling steps over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable,
+    `wall` for the seconds since the simulation was made.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another
@@ -79,6 +81,7 @@ class Lammps:
         particles: tuple[Literal["x", "v"], ...] = ("x", "v"),
         invariant: Keyword | None = None,
         samples: Count = 1,
+        span: Count = 1,
         units: str | None = None,
         external: bool = False,
         log: str = "none",
@@ -97,7 +100,8 @@ class Lammps:
             thermo: Thermo keywords to observe, and equal-style variables as `v_NAME`.
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
-            samples: Times in one coupling step that the invariant is looked at.
+            samples: Times in one coupling step that the invariant is looked at. Each costs half an MD step or more.
+            span: Coupling steps that `drift` looks back over.
             units: The unit style that the case is written in; must be the deck's.
             external: Whether a force on each atom comes in through `fix external`.
             log: LAMMPS's own log file.
@@ -133,6 +137,7 @@ class Lammps:
         self._count = self._engine.natoms
         self._ids = np.sort(self._everywhere(self._engine.tags()))
         self._step, self._time, self._drift = 0, 0.0, 0.0
+        self._ranges: deque[tuple[float, float]] = deque(maxlen=span)  # of the invariant, by coupling step
         self._md_dt = float(self._engine.number("dt"))
         self._dt = every * self._md_dt
         self._offset: dict[str, float] = {}
@@ -202,6 +207,7 @@ class Lammps:
         self._md_dt = self._md_dt if snapshot.dt == self._dt else snapshot.dt / self._every
         self._step, self._time, self._dt = snapshot.step, snapshot.time, snapshot.dt
         self._settle(md_step, md_time)
+        self._ranges.clear()
         self._values, self._shown = self._look(), None
 
     def save(self) -> object:
@@ -216,6 +222,7 @@ class Lammps:
             md_step=int(self._engine.number("ntimestep")),
             md_time=self._md_time(),
             md_dt=self._md_dt,
+            ranges=tuple(self._ranges),
         )
 
     def restore(self, token: object) -> None:
@@ -238,6 +245,7 @@ class Lammps:
             engine.external()[...] = self._spread(Block(token.external, ids=ids))
         self._md_dt, self._dt, self._step, self._time = token.md_dt, shown.dt, shown.step, shown.time
         self._drift = float(shown[DRIFT]) if self._invariant else 0.0
+        self._ranges = deque(token.ranges, self._ranges.maxlen)
         self._settle(token.md_step, token.md_time)
         self._offset = {}
         fresh = self._look()
@@ -283,7 +291,9 @@ class Lammps:
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            self._drift = 0.5 * (max(seen) - min(seen)) / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
+            self._ranges.append((min(seen), max(seen)))
+            half = 0.5 * (max(high for _, high in self._ranges) - min(low for low, _ in self._ranges))
+            self._drift = half / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
         if (count := self._engine.natoms) != self._count:
             what = f"There were {self._count} atoms and now there are {count}"
             if count < self._count:

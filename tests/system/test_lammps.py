@@ -46,6 +46,11 @@ def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_drift_over_several_steps(ranks, tmp_path):
+    assert said("spans", ranks, tmp_path) == "True True True (3, True)"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_force_from_outside_acts_on_its_atom(ranks, tmp_path):
     assert said("forces", ranks, tmp_path) == "17 [0.0, 0.0, 5.0]"
 

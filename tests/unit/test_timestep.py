@@ -198,6 +198,28 @@ def test_whatever_was_seen_the_dt_is_on_the_ladder(seen, error, dt):
         assert 0.0 <= forecast.error <= 1.0
 
 
+def test_dt_goes_part_of_the_way_unless_the_present_one_is_likely_to_miss():
+    eager, calm = make(), make(follow=0.25)
+    for snapshot in streamed(300):
+        for task in (eager, calm):
+            task.observe(snapshot)
+            task.learn(1)
+    last = streamed(300)[-1]
+    for dt, error, part in ((5e-4, 1e-5, 0.25), (1e-3, 1e-4, 0.25), (5e-2, 1e4, 1.0)):
+        at = replace(last, dt=dt, blocks={**last.blocks, "error": Block(np.array(error))})
+        there = eager.forecast(at, 1).dt
+        assert there != dt and calm.forecast(at, 1).dt == pytest.approx(dt * (there / dt) ** part)
+
+
+def test_an_error_over_several_steps_is_held_against_their_mean_dt():
+    task, time = make(over=3, lead=4), 0.0
+    first = streamed(1)[0]
+    for step, dt in enumerate((0.0, 1e-3, 2e-3, 3e-3, 7e-3)):
+        time += dt
+        task.observe(replace(first, step=step, time=time, blocks={**first.blocks, "error": Block(np.array(1e-4))}))
+    assert np.exp([moment.log_dt for moment in task._moments]) == pytest.approx([1e-3, 1.5e-3, 2e-3, 4e-3])
+
+
 def test_a_load_never_seen_is_out_of_range():
     task, stream = make(), Drifting(noise=True)
     follow(task, stream, 10)
