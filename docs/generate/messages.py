@@ -56,6 +56,8 @@ def _words(info: inspect.Type) -> str:
             return "float64"
         case inspect.StrType():
             return "str"
+        case inspect.BytesType():
+            return "bin"
         case inspect.LiteralType():
             return "str: " + ", ".join(map(text.code, info.values))
         case inspect.NoneType():
