@@ -61,7 +61,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 class BlockEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One Block in a block table.
 
-    Without a place and data its array is the next frame, its ids (if any) the frame after that.
+    Without place and data its array is the next frame, its ids (if any) the frame after that.
 
     Attributes:
         field: Name of the declared field.

@@ -247,8 +247,6 @@ class Outbox:
         log.warning("No ADIOS2 stream for %s: %s", self._stem, reason)
 
     def _drop_old(self) -> None:
-        if not self._old:
-            return
         for file in [file for file in self._old if not file.ring.in_flight]:
             file.close()
             self._old.remove(file)

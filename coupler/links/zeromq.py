@@ -118,7 +118,10 @@ class ZmqLink:
                 self._poller.poll(math.ceil(left * 1000))
             if self._allow_list is not None:
                 self._allow_list.answer()
-            message = self._take()
+            try:
+                message = self._take()
+            except zmq.Again:  # EVENTS spoke of a connection that has gone meanwhile
+                message = None
             if message is not None or timeout_s <= 0 or (left := deadline - time.monotonic()) <= 0:
                 return message
 

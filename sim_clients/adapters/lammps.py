@@ -100,7 +100,7 @@ class Lammps:
             thermo: Thermo keywords to observe, and equal-style variables as `v_NAME`.
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
-            samples: Times in one coupling step that the invariant is looked at. Each costs half an MD step or more.
+            samples: Times in one coupling step that the invariant is looked at; each makes LAMMPS evaluate it.
             span: Coupling steps that `drift` looks back over.
             units: The unit style that the case is written in; must be the deck's.
             external: Whether a force on each atom comes in through `fix external`.

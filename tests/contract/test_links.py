@@ -257,6 +257,13 @@ def test_identity_rules(identity: bytes, tmp_path: Path) -> None:
         connect(f"ipc://{tmp_path}/run/s", identity=identity, limits=LIMITS)
 
 
+def test_a_message_that_was_announced_and_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in zeromq_pair(tmp_path):
+        monkeypatch.setattr(side, "_is_here", lambda: True)
+        with closing(side):
+            assert side.receive(0.0) is None
+
+
 def test_a_closed_link_says_so(tmp_path: Path) -> None:
     for link in zeromq_pair(tmp_path):
         link.close()

@@ -7,34 +7,17 @@ the kernel in between; that is why `auto` takes slots where it can.
 from __future__ import annotations
 
 import mmap
-import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import allowed, faults_a_step
 
 from coupler.bulks.choice import BulkRules
 from coupler.bulks.outbox import Outbox
 from schemas.fields import Block
 
 SIZES = pytest.mark.parametrize("size", [800_000, 8_000_000])
-FIRST, LAST = 10, 60
-
-
-def faults_a_step(step: Callable[[int], object]) -> float:
-    """Pages that this thread touches for the first time in a step, after the tenth."""
-    before = 0
-    for number in range(LAST):
-        if number == FIRST:
-            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        step(number)
-    return (resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) / (LAST - FIRST)
-
-
-def allowed(size: int) -> float:
-    """One page for each 256 kB; touching all of the state anew would take 64 times as many."""
-    return size / (1 << 18)
 
 
 @SIZES
