@@ -24,8 +24,8 @@ from coupler.links.zeromq import LinkLimits, listen
 from coupler.recording import RunRecorder
 from coupler.switch import Switch
 from coupler.terms import Terms
-from ml_servers.core import CoreSettings
 from ml_servers.server import Server
+from ml_servers.settings import CoreSettings
 from schemas.fields import Array, FieldSpec, Snapshot
 from schemas.messages import Action
 

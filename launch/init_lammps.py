@@ -20,6 +20,8 @@ DEFAULT_DT = {
 }
 """LAMMPS's timestep where a deck sets none, by unit style (documentation of `timestep`)."""
 EVERY = 10
+SPAN, LONG = 10, 500
+"""Coupling steps that the drift looks back over, in runs of at least so many."""
 _INTEGRATORS = ("nve", "nvt", "npt", "nph", "rigid", "langevin", "temp/", "press/", "bond/react", "shake", "rattle")
 _STATES = ("temp", "press", "pe", "ke", "etotal", "econserve", "epair", "emol", "density", "vol", "lx", "ly", "lz")
 _WORK = ("move", "deform", "addforce", "efield", "indent", "wall/", "spring", "heat", "viscous", "setforce", "smd")
@@ -43,15 +45,15 @@ seed = 0                    # above 0: the value of the deck's variable `seed`
 use = "lammps"
 input = "{input}"
 ranks = 2
-every = {every}                  # MD steps of one coupling step
+{every_line}
 units = "{units}"
 particles = []              # "x", "v": also stream positions and velocities
 thermo = [{thermo}]
 {invariant}
 [[task]]
 use = "timestep"
-dt_min = {low:g}               # of a coupling step: {every} MD steps of {md_low:g}
-dt_max = {high:g}               # {every} MD steps of {md_high:g}; the deck has {md:g}
+{low_line}
+{high_line}
 {error}
 features = [{features}]
 powers = [{powers}]
@@ -107,15 +109,13 @@ def case_of(deck: Deck, name: str) -> str:
     thermo = _thermo(deck, invariant)
     every, steps, why = _length(deck, undecided)
     md = _timestep(deck, undecided)
+    low, high = every * md / 10, every * md * 4
     found = ", ".join(f"fix {c.words[3]} ({c.place})" for c in fixes if c.words[3].startswith(_INTEGRATORS))
     features = [keyword for keyword in thermo if keyword in ("temp", "press", "density")]
     powers = [keyword for keyword in features if keyword == "temp"]
+    span = SPAN if steps >= LONG else 1
     if invariant:
-        error = "tolerance = 1e-4            # of `drift`: spread of the invariant in a step over the kinetic energy\n"
-        error += 'error_field = "drift"'
-        undecided.append("which drift is tolerable (task.tolerance); 1e-4 of the kinetic energy in a step is cautious")
-    else:
-        error = '# tolerance = ...           # largest error of a coupling step; see error_field\nerror_field = ""'
+        undecided.append("which drift is tolerable (task.tolerance); 1e-4 of the kinetic energy is cautious")
     return CASE.format(
         input=name,
         name="".join(c if c.isalnum() or c in "_.-" else "_" for c in Path(name).name).lstrip("_.-") or "lammps",
@@ -123,19 +123,48 @@ def case_of(deck: Deck, name: str) -> str:
         open="".join(f"# Not decided: {line}.\n" for line in undecided),
         steps=steps,
         steps_why=why,
-        every=every,
+        every_line=_line(f"every = {every}", "MD steps of one coupling step"),
         units=deck.units,
         thermo=_listed(thermo),
-        invariant=f'invariant = "{invariant}"\nsamples = {every}\n' if invariant else "# invariant = ...\n",
-        low=every * md / 10,
-        high=every * md * 4,
-        md_low=md / 10,
-        md_high=md * 4,
-        md=md,
-        error=error,
+        invariant=_looks(invariant, every, span) if invariant else "# invariant = ...\n",
+        low=low,
+        high=high,
+        low_line=_line(f"dt_min = {low:g}", f"of a coupling step: {every} MD steps of {md / 10:g}"),
+        high_line=_line(f"dt_max = {high:g}", f"{every} MD steps of {md * 4:g}; the deck has {md:g}"),
+        error=_error(invariant, span),
         features=_listed(features),
         powers=_listed(powers),
     )
+
+
+def _looks(invariant: str, every: int, span: int) -> str:
+    """How the invariant is looked at: each look makes LAMMPS evaluate it, so a long span makes do with few."""
+    samples = every if span == 1 else 1
+    lines = [f'invariant = "{invariant}"', _line(f"samples = {samples}", "looks at it within a coupling step")]
+    if span > 1:
+        lines.append(_line(f"span = {span}", "coupling steps whose half range is `drift`"))
+    return "\n".join(lines) + "\n"
+
+
+def _error(invariant: str, span: int) -> str:
+    """The keys of the task that say what its error is."""
+    if not invariant:
+        return '# tolerance = ...           # largest error of a coupling step; see error_field\nerror_field = ""'
+    lines = [
+        _line("tolerance = 1e-4", "of `drift`: spread of the invariant over the kinetic energy"),
+        'error_field = "drift"',
+    ]
+    if span > 1:
+        lines += [
+            _line(f"over = {span}", "`span`"),
+            _line(f"lead = {span + 1}", "and one more"),
+            _line("follow = 0.1", "what the integrator conserves depends on dt: let dt change slowly"),
+        ]
+    return "\n".join(lines)
+
+
+def _line(code: str, comment: str) -> str:
+    return f"{code:<27} # {comment}"
 
 
 def _invariant(fixes: list[Command], undecided: list[str]) -> str:

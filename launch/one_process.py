@@ -15,7 +15,7 @@ from coupler.bulks.folder import leave, make, shared_folder
 from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
-from ml_servers.from_case import buffer_bytes, core_settings, task_maker
+from ml_servers.from_case import buffer_bytes, core_settings, learner_maker, shares, task_maker
 from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
@@ -94,14 +94,16 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
         server = _server(spec, folder, hub, slots, log)
         trainers: list[Trainer] = [
             Trainer(
-                task_maker(spec),
-                task.name,
+                learner_maker(spec, share.reader),
+                task,
                 spec.run.name,
-                hub.connect(f"trainer-{task.name}".encode()),
+                hub.connect(f"trainer-{task}-{share.reader}".encode()),
                 folder,
+                share=share,
                 log=log,
             )
-            for task in spec.tasks
+            for task, each in shares(spec).items()
+            for share in each
         ]
         if spec.output.record is not None:
             trainers.append(Recorder(spec.run.name, hub.connect(b"recorder"), folder, log=log))

@@ -61,8 +61,11 @@ def plan(spec: RunSpec, run_folder: Path, python: str, mpiexec: str) -> tuple[Pr
     server = _process(spec, run_folder, "server", "server", (python, "-m", "ml_servers", folder))
     trainers = []
     for task in spec.tasks:
-        argv = (python, "-m", "ml_servers", folder, "--task", task.name)
-        trainers.append(_process(spec, run_folder, "trainer", f"trainer-{task.name}", argv, nice=TRAINER_NICE))
+        for rank in range(task.ranks):
+            argv, name = (python, "-m", "ml_servers", folder, "--task", task.name), f"trainer-{task.name}"
+            if task.ranks > 1:
+                argv, name = (*argv, "--rank", str(rank)), f"{name}-rank-{rank}"
+            trainers.append(_process(spec, run_folder, "trainer", name, argv, nice=TRAINER_NICE))
     if spec.output.record is not None:
         argv = (python, "-m", "ml_servers", folder, "--record")
         trainers.append(_process(spec, run_folder, "recorder", "recorder", argv, nice=TRAINER_NICE))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coupler import connect
 from coupler.bulks.folder import leave, make, shared_folder
-from ml_servers.from_case import buffer_bytes, core_settings, task_maker
+from ml_servers.from_case import buffer_bytes, core_settings, learner_maker, shares, task_maker
 from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
@@ -62,10 +62,19 @@ def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
     return 0 if server.core.all_finished else ASKED
 
 
-def train(spec: RunSpec, folder: Path, task: str, stop: _Stop) -> int:
-    """The trainer process of one task; its exit code."""
-    link = connect.connect(spec, folder, f"trainer-{task}")
-    trainer = Trainer(task_maker(spec), task, spec.run.name, link, folder, clock=time.process_time, log=log.info)
+def train(spec: RunSpec, folder: Path, task: str, rank: int, stop: _Stop) -> int:
+    """The trainer process of one rank of a task; its exit code."""
+    link = connect.connect(spec, folder, f"trainer-{task}-{rank}")
+    trainer = Trainer(
+        learner_maker(spec, rank),
+        task,
+        spec.run.name,
+        link,
+        folder,
+        share=shares(spec)[task][rank],
+        clock=time.process_time,
+        log=log.info,
+    )
     try:
         trainer.run(stop)
     finally:
@@ -89,6 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ml_servers", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--task", help="train this task instead of serving")
+    parser.add_argument("--rank", type=int, default=0, help="which rank of the task")
     parser.add_argument("--record", action="store_true", help="record the states instead of serving")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
@@ -97,7 +107,9 @@ def main() -> int:
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
     if told.record:
         return record(spec, told.folder, stop)
-    return serve(spec, told.folder, stop) if told.task is None else train(spec, told.folder, told.task, stop)
+    if told.task is None:
+        return serve(spec, told.folder, stop)
+    return train(spec, told.folder, told.task, told.rank, stop)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
 
 from coupler.calibration import Calibration
-from coupler.contracts import Backtest, Forecast, Task
+from coupler.contracts import Backtest, Forecast
 from coupler.errors import PluginError
-from coupler.guard import all_finite
 from coupler.norms import relative_error
 from coupler.switch import Evidence, Switch, SwitchState
+from ml_servers.serving import ServingTask, misshapen
 from schemas.fields import Array, Block, FieldSpec, Snapshot, copied, with_role
 from schemas.messages import Action
 
@@ -102,7 +101,7 @@ class Arbiter:
         live_errors: Error found by each live forecast.
     """
 
-    task: Task
+    task: ServingTask
     fields: Sequence[FieldSpec]
     switch: Switch
     max_horizon: int
@@ -277,8 +276,11 @@ class Arbiter:
         return forecast
 
     def _bound(self, forecast: Forecast) -> float:
-        """Calibrated bound of a forecast; infinity when it holds no state that could be adopted."""
-        if not forecast.version or not forecast.arrays or not all(map(all_finite, forecast.arrays.values())):
+        """Calibrated bound of a forecast; infinity when it holds no state that could be adopted.
+
+        Whether that state is finite, the Guard of each rank looks: reading a large one twice would double the cost.
+        """
+        if not forecast.version or not forecast.arrays:
             return math.inf
         return self.calibration.bound(forecast.horizon, forecast.error)
 
@@ -320,20 +322,3 @@ def _observable(invariant: str) -> str:
 
 def _under(learned: Snapshot, controls: Mapping[str, Block]) -> Snapshot:
     return replace(learned, blocks={**learned.blocks, **controls})
-
-
-def misshapen(forecast: Forecast, horizon: int, fields: Sequence[FieldSpec]) -> str:
-    """Why an answer of a Task has not the form that was asked for, as a sentence; empty when it has."""
-    if forecast.horizon != horizon:
-        return f"asked for {horizon} steps, the task forecast {forecast.horizon}"
-    state = {spec.name: spec for spec in with_role(tuple(fields), "state")}
-    if forecast.arrays and set(forecast.arrays) != set(state):
-        return f"the task forecast {sorted(forecast.arrays)}; the state fields are {sorted(state)}"
-    for name, array in (forecast.arrays or {}).items():
-        if array.shape != state[name].shape or array.dtype != np.dtype(state[name].dtype):
-            want = f"{state[name].dtype} of shape {state[name].shape}"
-            return f"the task forecast {name!r} as {array.dtype.str} of shape {array.shape}; it was declared as {want}"
-    for name, series in forecast.observables.items():
-        if series.shape != (horizon,):
-            return f"the task forecast {series.shape} values of {name!r}; one for each of {horizon} steps is needed"
-    return ""

@@ -11,52 +11,17 @@ import msgspec
 
 from coupler.assembly import ArraySource, Assembly
 from coupler.calibration import Calibration
-from coupler.contracts import Backtest, Task
+from coupler.contracts import Backtest
 from coupler.protocol.server import ServerProtocol
-from coupler.switch import Switch
 from ml_servers import answers
 from ml_servers.answers import surroundings, unusable
 from ml_servers.arbiter import Arbiter, Verdict
 from ml_servers.budget import Budget
 from ml_servers.joining import Rounds, with_invariants
+from ml_servers.serving import MakeTask, ServingTask
+from ml_servers.settings import CoreSettings
 from schemas.fields import Block, FieldSpec, Snapshot, with_role
 from schemas.messages import Action, Advice, Ask, Bye, Hello, Message, Push, Refusal, Stamp, Welcome
-
-MakeTask = Callable[[str, tuple[FieldSpec, ...]], Task]
-
-
-class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the core is told by the run file.
-
-    Attributes:
-        run: Name of the run.
-        tasks: Names of the tasks, in order.
-        switch: Settings of the Switch.
-        act: Whether learned states may be adopted (mode `act`).
-        advise: Whether a dt may be advised (modes `advise` and `act`).
-        coverage: Target coverage of the calibrated bound.
-        max_horizon: Longest horizon, steps.
-        credit: Messages that a rank may have in flight.
-        overhead: See `ml_servers.budget`.
-        invariants: Largest relative drift of an invariant through learned states, by name.
-        records: Whether a recorder will ask for the states.
-        first_epoch: Above all epochs that earlier servers of this run gave.
-        token: Token in the run's folder in shared memory; empty when there is none.
-    """
-
-    run: str
-    tasks: tuple[str, ...]
-    switch: Switch
-    act: bool = True
-    advise: bool = True
-    coverage: float = 0.9
-    max_horizon: int = 100
-    credit: int = 8
-    overhead: float = 0.03
-    invariants: dict[str, float] = {}
-    records: bool = False
-    first_epoch: int = 1
-    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +64,13 @@ class ServerCore:
 
         Args:
             settings: See `CoreSettings`.
-            make_task: Constructs a task from its name and the fields (invariants appended as scalar observables).
+            make_task: Constructs what answers for a task.
             make_arrays: Gives, for those fields, the source of the arrays that states are assembled in.
         """
         self.settings = settings
         announced = (settings.tasks, settings.credit, settings.first_epoch, settings.token)
         self.protocol = ServerProtocol(settings.run, *announced)
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, ServingTask] = {}
         self.fields: tuple[FieldSpec, ...] = ()
         self.arbiter: Arbiter | None = None
         self.finished: dict[int, str] = {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from coupler import registry
 from coupler.bulks.folder import free_bytes
 from coupler.contracts import Task
+from coupler.distribution import Share
 from coupler.switch import Switch
-from ml_servers.core import CoreSettings, MakeTask
+from ml_servers.serving import JointTask, MakeTask, ServingTask
+from ml_servers.settings import CoreSettings
 from schemas.fields import FieldSpec
-from schemas.run import RunSpec
+from schemas.run import RunSpec, TaskSection
 
 BUFFER_BYTES = 512 << 20
 """Largest size of the file through which states reach the trainers, unless the case says."""
@@ -36,6 +40,7 @@ def core_settings(spec: RunSpec) -> CoreSettings:
     return CoreSettings(
         run=spec.run.name,
         tasks=tuple(task.name for task in spec.tasks),
+        shares=shares(spec),
         switch=switch,
         act=spec.run.mode == "act",
         advise=spec.run.mode in ("advise", "act"),
@@ -48,14 +53,43 @@ def core_settings(spec: RunSpec) -> CoreSettings:
     )
 
 
-def task_maker(spec: RunSpec) -> MakeTask:
-    """Makes tasks of this case by name. Serving and learning instances are made alike."""
+def shares(spec: RunSpec) -> dict[str, tuple[Share, ...]]:
+    """What each rank of a task takes of the states, by the task's name."""
+    return {
+        task.name: tuple(Share(task.distribution, task.ranks, rank, task.turn) for rank in range(task.ranks))
+        for task in spec.tasks
+    }
+
+
+def learner_maker(spec: RunSpec, rank: int) -> Callable[[str, tuple[FieldSpec, ...]], Task]:
+    """Makes one rank of a task of this case, from the task's name and the fields that this rank sees.
+
+    Serving and learning instances are made alike.
+    """
 
     def make(name: str, fields: tuple[FieldSpec, ...]) -> Task:
-        section = next(task for task in spec.tasks if task.name == name)
+        section = _section(spec, name)
         task: Task = registry.construct(
-            registry.find("tasks", section.use), section.settings, fields=fields, seed=spec.run.seed
+            registry.find("tasks", section.use), section.settings, fields=fields, seed=spec.run.seed + rank
         )
         return task
 
     return make
+
+
+def task_maker(spec: RunSpec) -> MakeTask:
+    """Makes what answers for a task of this case, whatever the number of its ranks."""
+
+    def make(name: str, fields: tuple[FieldSpec, ...]) -> ServingTask:
+        section = _section(spec, name)
+        if section.ranks == 1:
+            return learner_maker(spec, 0)(name, fields)
+        each = shares(spec)[name]
+        members = [learner_maker(spec, share.reader)(name, share.fields(fields)) for share in each]
+        return JointTask(members, each, fields)
+
+    return make
+
+
+def _section(spec: RunSpec, name: str) -> TaskSection:
+    return next(task for task in spec.tasks if task.name == name)

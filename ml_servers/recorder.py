@@ -70,7 +70,7 @@ class Recorder(Trainer):
             self._recording = Recording(folder / RECORDING, fields, run)
             return self._recording
 
-        super().__init__(make, RECORDER, run, link, folder, clock, log)
+        super().__init__(make, RECORDER, run, link, folder, clock=clock, log=log)
         self.who = "recorder"
 
     def close(self) -> None:

@@ -13,11 +13,14 @@ from coupler.bulks.bulk import Bulk, frames_only
 from coupler.contracts import Backtest, Link
 from coupler.files import write_whole
 from ml_servers import checkpoint
-from ml_servers.core import CoreSettings, Instruction, MakeTask, Sampled, Send, ServerCore
+from ml_servers.core import Instruction, Sampled, Send, ServerCore
 from ml_servers.facts import summary
 from ml_servers.keeping import Keeping
 from ml_servers.recorder import RECORDER
+from ml_servers.serving import JointTask, MakeTask, Reports, ServingTask
+from ml_servers.settings import CoreSettings
 from ml_servers.slots import Slots
+from ml_servers.trainer import WHOLE
 from schemas import wire
 from schemas.fields import FieldSpec, Snapshot
 from schemas.messages import VERSION, Advice, Ask, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained, Welcome
@@ -58,7 +61,7 @@ class Server:
         Args:
             link: Listening Link.
             settings: Settings of the core.
-            make_task: Constructs a serving task from its name and fields.
+            make_task: Constructs what answers for a task.
             folder: Run folder.
             slot_folder: Folder for the slots file (shared memory).
             buffer_bytes: Largest size of the slots file.
@@ -83,7 +86,10 @@ class Server:
         self._bulks: dict[bytes, Bulk] = {}  # by rank's peer
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
-        self._trainers: dict[str, bytes] = {}
+        self._shares = {name: settings.shares.get(name, (WHOLE,)) for name in settings.tasks}
+        self._reports = {name: Reports(each) for name, each in self._shares.items()}
+        self._trainers: dict[tuple[str, int], bytes] = {}  # by task and rank
+        self._offered = 0  # states for the trainers
         self._recorder = b""
         self._told_no_room = False
         self._told: set[str] = set()  # tasks whose failure was logged
@@ -198,7 +204,8 @@ class Server:
         """
         assert self.slots is not None  # a state came, so the slots exist
         keeps = trains and self.keeping.has_room(self.slots.count)
-        wanted = len(self._trainers) + keeps if trains else 0
+        takers = self._takers() if trains else []
+        wanted = len(takers) + keeps
         given = {name: block.array for name, block in snapshot.blocks.items()}
         arrays = self.slots.copied(given) if wanted else given
         slot = self.slots.filled(arrays, wanted) if arrays is not None else None
@@ -213,15 +220,23 @@ class Server:
             return
         generation = self.slots.generation(slot)
         sample = Sample(slot, generation, snapshot.step, snapshot.time, snapshot.dt, snapshot.controls_until)
-        for peer in self._trainers.values() if trains else ():
+        for peer in takers:
             if not self._send(peer, sample):
                 self.slots.release(slot)
                 self.untrained += 1
         if keeps and not self.keeping.give(sample):
             self.slots.release(slot)
 
+    def _takers(self) -> list[bytes]:
+        """The trainers that take the next state."""
+        number, self._offered = self._offered, self._offered + 1
+        return [peer for (task, rank), peer in self._trainers.items() if self._shares[task][rank].takes(number)]
+
     def _fail(self, task: str, reason: str) -> None:
+        """A task is out of use: no rank of it has anything to learn for."""
         self.core.failed(task, reason)
+        for key in [key for key in self._trainers if key[0] == task]:
+            self._send(self._trainers.pop(key), Halt())
         self._tell_failures()
 
     def _tell_failures(self) -> None:
@@ -272,8 +287,12 @@ class Server:
                     self.slots.release(sample.slot)
             self._log("The recorder is up.")
             return
-        self._trainers[ready.task] = peer
-        self._log(f"The trainer of {ready.task} is up.")
+        ranks = len(self._shares.get(ready.task, ()))
+        if not 0 <= ready.rank < ranks:
+            self._send(peer, Refusal(f"This run has {ranks} trainers of {ready.task}, counted from 0."))
+            return
+        self._trainers[ready.task, ready.rank] = peer
+        self._log(f"The trainer of {ready.task} is up." if ranks == 1 else f"{ready.task}: trainer {ready.rank} is up.")
 
     def _trained(self, done: Trained) -> None:
         for slot in done.released:
@@ -285,23 +304,34 @@ class Server:
         self.train_cpu_s += done.cpu_s
         self.core.charge(done.cpu_s)
         self.superseded = max(self.superseded, done.superseded)
-        backtests = [Backtest(*row) for row in done.backtests]
         if done.failure:
-            self._trainers.pop(done.task, None)
             self._fail(done.task, done.failure)
-        elif done.path and done.task in self.core.tasks:
-            try:
-                self.core.tasks[done.task].restore(checkpoint.read(self._folder / done.path))
-            except (ValueError, OSError) as error:
-                self._log(f"Model {done.version} of {done.task} could not be taken over: {error}")
-                return
-            except Exception as error:  # a plug-in may raise anything, and may now be half-way between two models
-                self._fail(done.task, f"{type(error).__name__}: {error}")
-                return
-            self.core.trained(done.task, done.version, done.kind, done.trained_on, backtests)
+        elif done.task in self.core.tasks and (not done.path or self._taken_over(done, self.core.tasks[done.task])):
+            self._reported(done, self._reports[done.task].joined(done))
+
+    def _taken_over(self, done: Trained, task: ServingTask) -> bool:
+        """Whether the new model of a trainer serves from now on."""
+        member = task.members[done.rank] if isinstance(task, JointTask) else task
+        try:
+            member.restore(checkpoint.read(self._folder / done.path))
+        except (ValueError, OSError) as error:
+            self._log(f"Model {done.version} of {done.task} could not be taken over: {error}")
+            return False
+        except Exception as error:  # a plug-in may raise anything, and may now be half-way between two models
+            self._fail(done.task, f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _reported(self, done: Trained, all_ranks: Trained | None) -> None:
+        """A trainer's news, and what they mean for its task; nothing yet while other ranks have no model."""
+        if all_ranks is None:
+            return
+        backtests = [Backtest(*row) for row in all_ranks.backtests]
+        if done.path:
+            self.core.trained(done.task, all_ranks.version, all_ranks.kind, all_ranks.trained_on, backtests)
             self._log(
-                f"Model {done.version} of {done.task} serves: {done.kind}, trained on {done.trained_on} states up to "
-                f"step {done.last_step}."
+                f"Model {all_ranks.version} of {done.task} serves: {all_ranks.kind}, trained on {all_ranks.trained_on} "
+                f"states up to step {all_ranks.last_step}."
             )
         elif done.calibrated:
             self.core.calibrated(done.task, backtests)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from coupler.contracts import Backtest, Link, Report
+from coupler.distribution import Share
 from coupler.errors import LinkError
 from ml_servers import checkpoint
 from ml_servers.slots import Slots
@@ -17,6 +18,8 @@ from schemas.fields import Array, Block, FieldSpec, Snapshot
 from schemas.messages import VERSION, Begin, Halt, Message, Pace, Ready, Refusal, Sample, Trained
 
 CHECKPOINTS = "checkpoint"
+WHOLE = Share("steps", 1, 0)
+"""Everything: what the only rank of a task takes."""
 IDLE_S = 0.25
 """Longest wait for samples when there is nothing to learn."""
 ALIVE_S = 0.5
@@ -58,21 +61,28 @@ class Trainer:
         run: str,
         link: Link,
         folder: Path,
+        *,
+        share: Share = WHOLE,
         clock: Callable[[], float] = time.thread_time,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Introduces itself to the server.
 
         Args:
-            make_task: Constructs the task from its name and the fields.
+            make_task: Constructs the task from its name and the fields that it sees.
             name: Name of the task in the run file.
             run: Name of the run.
             link: Connected Link.
             folder: Run folder; models go to its `checkpoint` folder.
+            share: What this rank of the task takes of the states.
             clock: CPU seconds of this thread or process.
             log: Takes the traceback when the task's plug-in raises.
         """
-        self.name, self.who = name, f"trainer of {name}"
+        self.name = name
+        self.who = f"trainer of {name}" if share.readers == 1 else f"trainer {share.reader} of {name}"
+        self._share_of_states = share
+        self._stem = name if share.readers == 1 else f"{name}-rank-{share.reader}"
+        self._fields: tuple[FieldSpec, ...] = ()
         self.halted = False
         self.failed = False
         self.task: Learner | None = None
@@ -90,7 +100,8 @@ class Trainer:
         self._rest_until = 0.0
         self._reported = time.monotonic()
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
-        self._greeted = self._send(Ready(VERSION, run, name))
+        self._hello = Ready(VERSION, run, name, share.reader)
+        self._greeted = self._send(self._hello)
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Polls until the server says Halt, or should_stop() is true."""
@@ -101,12 +112,13 @@ class Trainer:
     def poll(self, timeout_s: float) -> None:
         """One piece of work; waits up to timeout_s seconds for a sample when there is none."""
         if not self._greeted:
-            self._greeted = self._send(Ready(VERSION, self._run, self.name))
+            self._greeted = self._send(self._hello)
         try:
             self._work(timeout_s)
         except Exception as error:  # a plug-in may raise anything; the server is told and goes on without it
             self._log(traceback.format_exc())
-            self._send(Trained(self.name, tuple(self._released), failure=f"{type(error).__name__}: {error}"))
+            failure = f"{type(error).__name__}: {error}"
+            self._send(Trained(self.name, tuple(self._released), failure=failure, rank=self._hello.rank))
             self.halted = self.failed = True
 
     def _work(self, timeout_s: float) -> None:
@@ -157,14 +169,16 @@ class Trainer:
                 raise
             self.halted = True  # the run ended before this message was read
             return
-        self.task = self._make_task(self.name, begin.fields)
+        self._fields = begin.fields
+        self.task = self._make_task(self.name, self._share_of_states.fields(begin.fields))
 
     def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
         self._released.append(sample.slot)
         if slots.generation(sample.slot) != sample.generation:
             return False
         blocks = {name: Block(array, (0,) * array.ndim) for name, array in slots.arrays(sample.slot).items()}
-        task.observe(Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until))
+        whole = Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until)
+        task.observe(self._share_of_states.part(whole, self._fields))
         return True
 
     def _tell(self, promoted: bool) -> None:
@@ -172,7 +186,7 @@ class Trainer:
         if promoted and self.task is not None:
             self._published += 1
             # Two files in turn: the server may still be reading the one before.
-            path = f"{CHECKPOINTS}/{self.name}-{self._published % 2}.safetensors"
+            path = f"{CHECKPOINTS}/{self._stem}-{self._published % 2}.safetensors"
             checkpoint.write(self._folder / path, self.task.state())
         calibrated = promoted or report.backtests != self._told_backtests
         cpu, self._cpu = self._cpu, self._clock()
@@ -189,6 +203,7 @@ class Trainer:
             calibrated=calibrated,
             backtests=tuple((b.horizon, b.estimated, b.observed) for b in report.backtests) if calibrated else (),
             cpu_s=self._cpu - cpu,
+            rank=self._hello.rank,
         )
         if self._send(message):
             self._released.clear()

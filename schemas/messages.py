@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.fields import FieldSpec
 
-VERSION = 4
+VERSION = 5
 """Version of the wire layout. Both sides must have the same."""
 
 LOST_TOLD = 32
@@ -312,11 +312,12 @@ class Begin(_Message, frozen=True, tag=13):
 
 
 class Ready(_Message, frozen=True, tag=10):
-    """A trainer is up and wants the samples of one task."""
+    """A trainer is up and wants the samples of one task, or one rank's share of them."""
 
     version: int
     run: str
     task: str
+    rank: int = 0
 
 
 class Trained(_Message, frozen=True, tag=11):
@@ -335,6 +336,7 @@ class Trained(_Message, frozen=True, tag=11):
         backtests: (horizon, estimated, observed) for each back-test of the model.
         cpu_s: CPU time used since the last message, seconds.
         failure: Why the task's plug-in cannot go on; empty while it can.
+        rank: Which rank of the task.
     """
 
     task: str
@@ -349,6 +351,7 @@ class Trained(_Message, frozen=True, tag=11):
     backtests: tuple[tuple[int, float, float], ...] = ()
     cpu_s: float = 0.0
     failure: str = ""
+    rank: int = 0
 
 
 class Pace(_Message, frozen=True, tag=14):

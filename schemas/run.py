@@ -21,6 +21,7 @@ from schemas.fields import FieldSpec
 Mode = Literal["off", "shadow", "advise", "act"]
 Rung = Literal["inline", "threads", "local", "mpi"]
 Transport = Literal["auto", "shared", "inline", "adios"]
+Distribution = Literal["steps", "blocks"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
 Count = Annotated[int, Meta(gt=0)]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
@@ -69,11 +70,19 @@ class TaskSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     Attributes:
         use: A task that `coupler.registry` knows, or `"my.module:Thing"`.
         name: Unique in the case; `use`, or what follows its colon, unless given.
+        ranks: Server ranks that learn it, each from its share of the states and with a model of its own; they answer
+            as one.
+        distribution: How more than one of them share the states: `steps`, whole ones in turn; `blocks`, to each its
+            region of every state.
+        turn: Successive states in one turn; a learner of dynamics needs many.
         settings: All other keys of the table, for the constructor of the plug-in.
     """
 
     use: str
     name: Name
+    ranks: Count = 1
+    distribution: Distribution = "steps"
+    turn: Count = 64
     settings: dict[str, Any] = {}
 
 

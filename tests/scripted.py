@@ -13,7 +13,8 @@ import numpy as np
 from coupler.contracts import Backtest, Forecast, Invariant, Report
 from coupler.ranks import Ranks
 from coupler.switch import Switch
-from ml_servers.core import CoreSettings, Sampled, Send, ServerCore
+from ml_servers.core import Sampled, Send, ServerCore
+from ml_servers.settings import CoreSettings
 from schemas import wire
 from schemas.fields import Array, Block, FieldSpec, Snapshot
 from schemas.messages import VERSION, Action, Advice, Ask, Hello, Message, Push, Refusal, Stamp

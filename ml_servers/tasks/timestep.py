@@ -23,8 +23,6 @@ Count = Annotated[int, Meta(gt=0)]
 
 SHRINK = 0.2
 """Smallest factor from one dt to the next; a larger fall would rest on an extrapolation (DOPRI5 has the same)."""
-LIKELY = 0.5
-"""Probability of keeping the tolerance below which the present dt is left at once."""
 PAIRS = 256
 """Pairs taken in by one step of `learn`."""
 ENOUGH = 64
@@ -127,9 +125,9 @@ class Timestep:
             over: Coupling steps that the error looks back over. Make `lead` one more, so that what is learned is how
                 the error of so many steps follows from that of those before them.
             growth: Largest factor from one dt to the next.
-            follow: Part of the way (of log dt) from the present dt to the chosen one that is gone in a step, unless
-                the present one is more likely to miss the tolerance than to keep it. Below 1 where a change of dt
-                costs: the energy that a symplectic method conserves depends on dt, and jumps with it.
+            follow: Part of the way (of log dt) from the present dt to the chosen one that is gone in a step. Below 1
+                where a change of dt costs: the energy that a symplectic method conserves depends on dt, and a quick
+                change is a drift by itself.
             rung: Largest ratio between neighbours on the ladder from dt_min to dt_max.
             order: Expected exponent of the error in dt; it is learned from there.
             refit: New pairs of steps between models; fewer at first.
@@ -229,13 +227,11 @@ class Timestep:
         row = _row(0.0, _Moment(log_error, log_dt, reading.seen(snapshot)))
         kept = served.model.kept(row, np.log(ladder) - log_dt)
         safe = np.flatnonzero(kept >= self._confidence)
-        choice = int(safe[-1]) if safe.size else 0
-        dt = float(ladder[choice])
-        if self._follow < 1.0 and served.model.kept(row, np.array([math.log(snapshot.dt) - log_dt]))[0] >= LIKELY:
-            dt = snapshot.dt * (dt / snapshot.dt) ** self._follow
+        chosen = float(ladder[safe[-1]] if safe.size else ladder[0])
+        dt = chosen * (snapshot.dt / chosen) ** (1.0 - self._follow)  # in this form the choice itself where follow is 1
         imposed = reading.imposed(snapshot)
         in_range = bool((served.controls[0] <= imposed[0]).all() and (imposed[1] <= served.controls[1]).all())
-        missed = 1.0 - float(kept[choice])
+        missed = 1.0 - float(served.model.kept(row, np.array([math.log(dt) - log_dt]))[0])
         return Forecast(horizon, missed, served.version, dt=dt, in_range=in_range)
 
     def state(self) -> dict[str, Array]:

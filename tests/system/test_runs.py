@@ -46,6 +46,19 @@ def test_outside_plug_ins_in_every_mode_and_rung(tmp_path: Path, rung: str, mode
         assert summary["learned_fraction"] > 0.3
 
 
+@pytest.mark.parametrize("distribution", ["steps", "blocks"])
+def test_several_server_ranks_learn_one_task(tmp_path: Path, distribution: str) -> None:
+    shared = {"ranks": 3, "distribution": distribution, "turn": 12, "marks": str(tmp_path)}
+    slow = {"pace_s": 0.001, "slow_until": str(tmp_path / "leads")}
+    result = ran(tmp_path / "run", rung="mpi", ranks=2, steps=1000, task=shared, simulation=slow)
+    summary = result.summary
+    assert result.code == 0 and summary["lost"] == [] and summary["failures"] == {}, summary["cause"]
+    assert summary["learned_fraction"] > 0.3 and summary["step_error"]["max"] < 1e-6
+    assert summary["models"][0]["version"] >= 3
+    logs = {path.name for path in (result.folder / "logs").iterdir()}
+    assert {f"trainer-Linear-rank-{rank}.log" for rank in range(3)} <= logs
+
+
 def test_command_line_with_reference(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     spec_of(folder, rung="mpi", ranks=2, steps=400, simulation={"slow_until": str(tmp_path / "leads")},

@@ -85,11 +85,21 @@ def test_a_forecast_whose_own_bound_misses_is_not_adopted_though_the_typical_one
     assert not any(v.action is Action.LEARNED for v in walk(arbiter, sim, 30))
 
 
-@pytest.mark.parametrize("mood", ["nan", "silent"])
-def test_a_forecast_without_a_usable_state_has_no_bound(mood: str) -> None:
+def test_a_model_that_forecasts_nonsense_is_not_trusted_again_until_it_was_right() -> None:
+    arbiter, task = made()
+    sim = Spinner()
+    task.mood = "nan"
+    assert not any(v.action is Action.LEARNED for v in walk(arbiter, sim, 40))
+    assert math.isinf(max(arbiter.live_errors))
+    task.mood = "perfect"
+    [verdict] = walk(arbiter, sim, 1)
+    assert verdict.action is not Action.LEARNED and any(v.action is Action.LEARNED for v in walk(arbiter, sim, 300))
+
+
+def test_a_forecast_without_a_state_has_no_bound() -> None:
     arbiter, task = made()
     assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) < 0.01
-    task.mood = mood
+    task.mood = "silent"
     assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) == math.inf
     task.mood, task.version = "perfect", 0
     assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) == math.inf

@@ -10,8 +10,9 @@ import pytest
 from scripted import DT, FIELDS, SETTINGS, SWITCH, Host, N, ScriptedTask, backtests, make_core, turned
 
 from ml_servers.budget import BURST, LOOKS
-from ml_servers.core import CoreSettings, Sampled, Send
+from ml_servers.core import Sampled, Send
 from ml_servers.facts import summary
+from ml_servers.settings import CoreSettings
 from schemas.fields import Block
 from schemas.messages import Ack, Action, Advice, Bye, Refusal, Welcome
 

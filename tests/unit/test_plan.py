@@ -35,6 +35,14 @@ def test_mpi_rung_starts_ranks_a_server_and_a_trainer_for_each_task() -> None:
     }
 
 
+def test_each_rank_of_a_task_has_a_process() -> None:
+    case = spec()
+    case = msgspec.structs.replace(case, tasks=(msgspec.structs.replace(case.tasks[0], ranks=2), case.tasks[1]))
+    found = commands(case)
+    assert list(found) == ["server", "trainer-flow-rank-0", "trainer-flow-rank-1", "trainer-dt", "simulation"]
+    assert found["trainer-flow-rank-1"] == "python -m ml_servers /runs/street-0-1 --task flow --rank 1"
+
+
 def test_local_rung_needs_no_mpiexec() -> None:
     assert commands(spec(rung="local"))["simulation"] == "python -m sim_clients /runs/street-0-1"
 

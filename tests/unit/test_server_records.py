@@ -28,8 +28,9 @@ def told(link: Link, kind: type[Message]) -> list[Message]:
 class Setting:
     """A server with four slots, a rank that asks, a trainer and a recorder to be."""
 
-    def __init__(self, folder: Path) -> None:
-        self.hub, self.settings = MemoryHub(capacity_bytes=1 << 24), msgspec.structs.replace(SETTINGS, records=True)
+    def __init__(self, folder: Path, **changes: object) -> None:
+        self.hub = MemoryHub(capacity_bytes=1 << 24)
+        self.settings = msgspec.structs.replace(SETTINGS, **({"records": True} | changes))
         more = {"slot_folder": folder, "buffer_bytes": 0, "max_message_bytes": 1 << 20}
         self.server = Server(self.hub.listen(), self.settings, lambda *_: ScriptedTask(), folder, **more)
         self.rank, self.trainer, self.recorder = (self.hub.connect(n) for n in (b"rank-0", b"trainer", b"recorder"))
@@ -56,8 +57,8 @@ class Setting:
         self.handled(self.rank, hello)
         assert told(self.rank, Welcome)
 
-    def ready(self, link: Link, task: str) -> None:
-        self.handled(link, Ready(VERSION, self.settings.run, task))
+    def ready(self, link: Link, task: str, rank: int = 0) -> None:
+        self.handled(link, Ready(VERSION, self.settings.run, task, rank))
 
     def ask(self) -> None:
         self.seq += 1
