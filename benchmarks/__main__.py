@@ -45,7 +45,7 @@ GROUPS = {
     "peers": Group("benchmarks.peers:rows", "what else hands arrays to another process, 6 minutes"),
     "useless": Group("benchmarks.useless:rows", "what a model that learns nothing costs, 7 minutes a seed", True),
     "lammps": Group("benchmarks.lammps:rows", "LAMMPS's benchmark decks, and what `shadow` costs, 10 minutes", True),
-    "lammps_timestep": Group("benchmarks.lammps:timestep", "examples/lammps_timestep.toml, 8 minutes a seed", True),
+    "lammps_timestep": Group("benchmarks.lammps:timestep", "examples/lammps_timestep.toml, 15 minutes a seed", True),
     "street": Group("benchmarks.runs:street", "examples/vortex_street.toml, 5 minutes a seed", True),
     "gust": Group("benchmarks.runs:gust", "examples/vortex_gust.toml, 4 minutes a seed", True),
     "hidden": Group("benchmarks.runs:hidden", "the gust that nobody announces, 4 minutes a seed", True),

@@ -31,7 +31,6 @@ _PLUGINS: dict[str, tuple[registry.Group, type[SimulationSection] | type[TaskSec
 _GIVEN = {
     "seed": "the coupler gives the constructor run.seed",
     "fields": "the coupler gives a task the fields of the simulation",
-    "ranks": "ranks is a key of [simulation]",
 }
 _UNKNOWN: Any = "?"
 """Stands for a value that is missing or wrong where rules are tried nevertheless; it breaks none."""

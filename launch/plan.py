@@ -64,7 +64,7 @@ def plan(spec: RunSpec, run_folder: Path, python: str, mpiexec: str) -> tuple[Pr
         for rank in range(task.ranks):
             argv, name = (python, "-m", "ml_servers", folder, "--task", task.name), f"trainer-{task.name}"
             if task.ranks > 1:
-                argv, name = (*argv, "--rank", str(rank)), f"{name}-rank-{rank}"
+                argv, name = (*argv, "--rank", str(rank)), f"{name}@{rank}"
             trainers.append(_process(spec, run_folder, "trainer", name, argv, nice=TRAINER_NICE))
     if spec.output.record is not None:
         argv = (python, "-m", "ml_servers", folder, "--record")

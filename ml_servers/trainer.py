@@ -80,15 +80,15 @@ class Trainer:
         """
         self.name = name
         self.who = f"trainer of {name}" if share.readers == 1 else f"trainer {share.reader} of {name}"
-        self._share_of_states = share
-        self._stem = name if share.readers == 1 else f"{name}-rank-{share.reader}"
+        self._share = share
+        self._stem = name if share.readers == 1 else f"{name}@{share.reader}"
         self._fields: tuple[FieldSpec, ...] = ()
         self.halted = False
         self.failed = False
         self.task: Learner | None = None
         self._make_task = make_task
         self._slots: Slots | None = None
-        self._run, self._link = run, link
+        self._link = link
         self._folder, self._clock, self._log = folder, clock, log
         self._released: list[int] = []
         self._report = Report(idle=True)
@@ -96,7 +96,7 @@ class Trainer:
         self._told_backtests: tuple[Backtest, ...] = ()
         self._cpu = 0.0  # starting up counts too
         self._pending = False  # samples that learn() has not been called for
-        self._share = 1.0
+        self._pace = 1.0
         self._rest_until = 0.0
         self._reported = time.monotonic()
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ class Trainer:
         before, began = self._report.version, self._clock()
         self._pending = False
         self._report = task.learn(1)
-        self._rest_until = time.monotonic() + (self._clock() - began) * (1.0 / self._share - 1.0)
+        self._rest_until = time.monotonic() + (self._clock() - began) * (1.0 / self._pace - 1.0)
         return self._report.promoted or self._report.version != before
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Trainer:
                 self.halted = True
                 self._log(f"Ends: {message.reason}" if isinstance(message, Refusal) else "Ends with the run.")
             elif isinstance(message, Pace):
-                self._share, self._rest_until = message.share, 0.0
+                self._pace, self._rest_until = message.share, 0.0
             elif isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Sample) and self.task is not None and self._slots is not None:
@@ -170,7 +170,7 @@ class Trainer:
             self.halted = True  # the run ended before this message was read
             return
         self._fields = begin.fields
-        self.task = self._make_task(self.name, self._share_of_states.fields(begin.fields))
+        self.task = self._make_task(self.name, self._share.fields(begin.fields))
 
     def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
         self._released.append(sample.slot)
@@ -178,7 +178,7 @@ class Trainer:
             return False
         blocks = {name: Block(array, (0,) * array.ndim) for name, array in slots.arrays(sample.slot).items()}
         whole = Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until)
-        task.observe(self._share_of_states.part(whole, self._fields))
+        task.observe(self._share.part(whole, self._fields))
         return True
 
     def _tell(self, promoted: bool) -> None:

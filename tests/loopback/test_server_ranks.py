@@ -25,7 +25,7 @@ def test_the_ranks_take_over_together(tmp_path: Path, task: dict[str, Any], rung
     models = result.summary["models"]
     assert models[0]["version"] == ranks  # none serves before all do
     kept = {path.name.rsplit("-", 1)[0] for path in (result.folder / "checkpoint").iterdir()}
-    assert kept == {f"Linear-rank-{rank}" for rank in range(ranks)}
+    assert kept == {f"Linear@{rank}" for rank in range(ranks)}
     assert set(result.summary["samples"]["dropped"]) <= {"no server yet"}
 
 

@@ -56,7 +56,7 @@ def test_several_server_ranks_learn_one_task(tmp_path: Path, distribution: str) 
     assert summary["learned_fraction"] > 0.3 and summary["step_error"]["max"] < 1e-6
     assert summary["models"][0]["version"] >= 3
     logs = {path.name for path in (result.folder / "logs").iterdir()}
-    assert {f"trainer-Linear-rank-{rank}.log" for rank in range(3)} <= logs
+    assert {f"trainer-Linear@{rank}.log" for rank in range(3)} <= logs
 
 
 def test_command_line_with_reference(tmp_path: Path) -> None:

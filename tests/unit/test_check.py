@@ -222,8 +222,12 @@ BROKEN = [
     ),
     (
         'use = "check_plugins:Arrays"',
-        'use = "check_plugins:Arrays"\nranks = 2',
-        ['12: [[task]] with use = "check_plugins:Arrays" has no key "ranks"; ranks is a key of [simulation]'],
+        'use = "check_plugins:Arrays"\nranks = 0\ndistribution = "halves"\nturn = 0',
+        [
+            "12: task.ranks is 0; it must be an integer greater than 0",
+            '13: task.distribution is "halves"; it must be one of "blocks", "steps"',
+            "14: task.turn is 0; it must be an integer greater than 0",
+        ],
     ),
     (
         'use = "check_plugins:Arrays"',

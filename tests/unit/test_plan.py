@@ -39,8 +39,8 @@ def test_each_rank_of_a_task_has_a_process() -> None:
     case = spec()
     case = msgspec.structs.replace(case, tasks=(msgspec.structs.replace(case.tasks[0], ranks=2), case.tasks[1]))
     found = commands(case)
-    assert list(found) == ["server", "trainer-flow-rank-0", "trainer-flow-rank-1", "trainer-dt", "simulation"]
-    assert found["trainer-flow-rank-1"] == "python -m ml_servers /runs/street-0-1 --task flow --rank 1"
+    assert list(found) == ["server", "trainer-flow@0", "trainer-flow@1", "trainer-dt", "simulation"]
+    assert found["trainer-flow@1"] == "python -m ml_servers /runs/street-0-1 --task flow --rank 1"
 
 
 def test_local_rung_needs_no_mpiexec() -> None:
