@@ -216,8 +216,8 @@ class Task(Protocol):
     """What learns from states and answers. Constructed as `Thing(*, fields=..., seed=..., **settings)`.
 
     One instance may serve while another, in the trainer, learns; only `state()` crosses between them. A Task sees
-    global Snapshots (where several ranks share it by blocks, its region of them, and `fields` of that shape) with arrays
-    it must not change or keep without copying.
+    global Snapshots, or, where several ranks share it by blocks, its region of them and `fields` of that shape. It must
+    not change their arrays, or keep them without copying.
     """
 
     owns: ClassVar[frozenset[str]]
