@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coupler.distribution import Region
 from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit
 
 
@@ -148,7 +149,7 @@ class Assembly:
                 blocks[name] = Block(array[ids], (), ids)
             elif name in layout.offset:
                 offset = layout.offset[name]
-                blocks[name] = Block(array[_window(offset, layout.shape[name])], offset)
+                blocks[name] = Block(array[Region(offset, layout.shape[name]).window], offset)
         return blocks
 
     def _is_whole(self, part: Snapshot) -> bool:
@@ -181,11 +182,7 @@ def _place(block: Block, target: Array) -> None:
     if block.ids is not None:
         target[block.ids] = block.array
     else:
-        target[_window(block.offset, block.array.shape)] = block.array
-
-
-def _window(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+        target[Region(block.offset, block.array.shape).window] = block.array
 
 
 def whole(like: Snapshot, arrays: Mapping[str, Array]) -> Snapshot:

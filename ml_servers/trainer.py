@@ -82,7 +82,6 @@ class Trainer:
         self.who = f"trainer of {name}" if share.readers == 1 else f"trainer {share.reader} of {name}"
         self._share = share
         self._stem = name if share.readers == 1 else f"{name}@{share.reader}"
-        self._fields: tuple[FieldSpec, ...] = ()
         self.halted = False
         self.failed = False
         self.task: Learner | None = None
@@ -169,7 +168,6 @@ class Trainer:
                 raise
             self.halted = True  # the run ended before this message was read
             return
-        self._fields = begin.fields
         self.task = self._make_task(self.name, self._share.fields(begin.fields))
 
     def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
@@ -178,7 +176,7 @@ class Trainer:
             return False
         blocks = {name: Block(array, (0,) * array.ndim) for name, array in slots.arrays(sample.slot).items()}
         whole = Snapshot(sample.step, sample.time, sample.dt, blocks, sample.controls_until)
-        task.observe(self._share.part(whole, self._fields))
+        task.observe(self._share.part(whole, slots.fields))
         return True
 
     def _tell(self, promoted: bool) -> None:
