@@ -123,6 +123,8 @@ class Trainer:
     def _work(self, timeout_s: float) -> None:
         promoted = False
         self._pending |= self._take(timeout_s)
+        if self.halted and self._released:  # other tasks go on and need the slots
+            self._send(Trained(self.name, tuple(self._released), rank=self._hello.rank))
         if self.task is None or self.halted:
             return
         if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scripted import ScriptedTask
 from test_server_records import Setting, told
 
 from coupler.distribution import Share
+from ml_servers.trainer import Trainer
 from schemas.messages import Halt, Refusal, Sample, Trained
 
 TASK = "flow"
@@ -65,5 +67,27 @@ def test_when_one_rank_fails_the_others_end(tmp_path: Path) -> None:
     assert len(told(set_up.trainer, Halt)) == 1 and set_up.server.core.failures == {TASK: "ArithmeticError: no"}
     set_up.ask()
     assert told(set_up.trainer, Sample) == []
+    set_up.close()
+    second.close()
+
+
+def test_a_trainer_that_is_told_to_end_gives_back_what_it_holds(tmp_path: Path) -> None:
+    each = (Share("blocks", 2, 0), Share("blocks", 2, 1))
+    set_up = Setting(tmp_path, tasks=(TASK,), shares={TASK: each}, records=False)
+    second = set_up.hub.connect(b"second")
+    run = set_up.settings.run
+    trainer = Trainer(lambda *_: ScriptedTask(), TASK, run, set_up.trainer, tmp_path, share=each[0])
+    set_up.ready(second, TASK, 1)
+    set_up.hello()
+    set_up.ask()
+    (sample,) = told(second, Sample)
+    failed = Trained(TASK, released=(sample.slot,), failure="no", rank=1)  # type: ignore[union-attr]
+    set_up.handled(second, failed)
+    trainer.poll(0.0)
+    assert trainer.halted
+    while set_up.server.poll(0.0):
+        pass
+    slots = set_up.server.slots
+    assert slots is not None and len(slots._free) == slots.count
     set_up.close()
     second.close()
