@@ -79,9 +79,14 @@ class Stamped:
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:
         """See `Link.send`."""
-        self.sent = [len(frame) for frame in frames]
-        self.left = time.perf_counter()
+        self._leaves(frames)
         return self._link.send(frames, peer)
+
+    def send_in_place(self, frames: Frames, peer: bytes = b"") -> bool:
+        """See `Link`."""
+        self._leaves(frames)
+        taken: bool = getattr(self._link, "send_in_place", self._link.send)(frames, peer)
+        return taken
 
     def receive(self, timeout_s: float) -> tuple[bytes, list[memoryview]] | None:
         """See `Link.receive`."""
@@ -94,6 +99,10 @@ class Stamped:
     def close(self, linger_s: float = 0.0) -> None:
         """See `Link.close`."""
         self._link.close(linger_s)
+
+    def _leaves(self, frames: Frames) -> None:
+        self.sent = [len(frame) for frame in frames]
+        self.left = time.perf_counter()
 
 
 def integrate(state: Array, seconds: float) -> None:
@@ -141,7 +150,7 @@ def serving(
         slot_folder=Path(folder),
         buffer_bytes=64 << 20,
         max_message_bytes=limits.max_message_bytes,
-        bulk=lambda stem: by_slots(folder, stem) if shared else frames_only(digest),
+        bulk=lambda stem: by_slots(folder, stem) if shared else frames_only(digest, unchanging=True),
         log=started,
     )
     with closing(server):

@@ -1,12 +1,13 @@
 """A state across tcp loopback, there and back: `python -m benchmarks tcp`.
 
 - `state there`: a push in frames, from the call to the acknowledgement of a real server in another process.
+- `state there, lent`: the same of an array from `allocate`, which is not copied.
 - `states there, in a row`: as many pushes as the window holds, to the last acknowledgement.
 - `learned state back`: an Ask at a learned state, to the adopted state H steps on.
 
 Bare pyzmq without copies (`copy=False` on both sides, DEALER here and ROUTER there) takes turns with ours, with frames
 of the same sizes both ways, served by one thread of one child. It does not look at what it carries, and the solver may
-not change its array before the transfer ends. Ours is measured with the digest and without.
+not change its array before the transfer ends, as one that is lent. Ours is measured with the digest and without.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def rows(say: Callable[[str], None] = lambda _: None) -> Rows:
     """All figures of this group."""
     made: Rows = []
     for digest in (True, False):
-        for measure in (there, in_a_row, back):
+        for measure in (there, lent, in_a_row, back):
             say(f"{measure.__name__.replace('_', ' ')}, {'with' if digest else 'without'} digest")
             with tempfile.TemporaryDirectory() as folder:
                 made += measure(SIZE, TURNS, digest, Path(folder))
@@ -76,17 +77,26 @@ class Meeting:
     our_s: list[float] = field(default_factory=list)
     wire_s: list[float] = field(default_factory=list)
 
-    def takes_turns(self, question: Sequence[memoryview], ours: Callable[[], None], turns: int, messages: int) -> None:
+    def takes_turns(
+        self,
+        question: Sequence[memoryview],
+        ours: Callable[[], None],
+        turns: int,
+        messages: int,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         """Each side sends, and waits for the answers; the first turns are not timed.
 
         Args:
             question: Frames that bare pyzmq sends.
             ours: The same over ours.
+            prepare: Called before each turn.
             turns: Number of turns that are timed.
             messages: Messages in a row in each turn; the child answers as many.
         """
         self.bare.send(json.dumps([self.link.received, messages]).encode())
         for turn in range(turns + WARM_UP):
+            prepare()
             began = time.perf_counter()
             for _ in range(messages):
                 self.bare.send_multipart(question, copy=False)
@@ -165,11 +175,22 @@ def told(digest: bool) -> str:
     return "" if digest else ", no digest"
 
 
-def states(case: str, size: int, turns: int, messages: int, digest: bool, folder: Path) -> Rows:
+def lent(size: int, turns: int, digest: bool, folder: Path) -> Rows:
+    """One state in an array that was lent, to its acknowledgement."""
+    return states(f"state there, lent{told(digest)}", size, turns, 1, digest, folder, lend=True)
+
+
+def states(case: str, size: int, turns: int, messages: int, digest: bool, folder: Path, *, lend: bool = False) -> Rows:
     """States pushed one behind the other, to the last acknowledgement, against the same messages over bare pyzmq."""
     state = np.zeros(size // 8)
     with meeting(size, digest, False, folder) as both:
         step = met(both.coupling, state)
+
+        def prepare() -> None:
+            nonlocal state
+            if lend:
+                state = both.coupling.allocate("state")
+            state[:] = step
 
         def push(count: int) -> None:
             nonlocal step
@@ -178,8 +199,10 @@ def states(case: str, size: int, turns: int, messages: int, digest: bool, folder
                 both.coupling.push(snapshot_at(step, state))
             settle(both.coupling)
 
+        prepare()
         push(1)
-        both.takes_turns([np.ones(n, np.uint8).data for n in both.link.sent], lambda: push(messages), turns, messages)
+        question = [np.ones(n, np.uint8).data for n in both.link.sent]
+        both.takes_turns(question, lambda: push(messages), turns, messages, prepare)
         if dropped := both.coupling.books["dropped"].get("no credit", 0):
             raise BenchmarkFailed(f"{dropped} states found no credit although all before had been acknowledged")
     return [compared(case, messages * size, both.our_s, both.bare_s)]

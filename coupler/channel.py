@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from coupler.bulks import outbox
 from coupler.bulks.bulk import Bulk
 from coupler.contracts import Link
 from coupler.errors import LinkError
@@ -74,17 +75,28 @@ class Channel:
         self._link, self._clock = link, clock
         self._max_message_bytes = max_message_bytes
         self._bulk, self.outbox = bulk, bulk.outbox
+        self.outbox.staging = hasattr(link, "send_in_place")
         self._epoch = self._read = 0
         self._streamed = StreamedSeqs()
         self._why_unsent = ""
 
     def drain(self, timeout_s: float) -> None:
-        """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due."""
+        """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due.
+
+        What is here is taken first: a solver whose steps are long has the answer waiting, and has heard nothing yet.
+        """
+        came = self._take(0.0)
         hello = self.protocol.due_hello(self._clock())
         if hello is not None and not self._link.send(wire.encode(hello)):
             self.protocol.hello_unsent()
+        if hello is not None or (timeout_s > 0.0 and not came):
+            self._take(0.0 if came else timeout_s)
+
+    def _take(self, timeout_s: float) -> bool:
+        """Takes everything that has come, waiting up to timeout_s for the first message; whether one came."""
+        came = False
         while (received := self._link.receive(timeout_s)) is not None:
-            timeout_s = 0.0
+            came, timeout_s = True, 0.0
             try:
                 message, blocks = wire.decode(received[1], self._max_message_bytes, self._bulk.fetch)
             except wire.WireError as error:
@@ -93,6 +105,7 @@ class Channel:
                 continue
             self.protocol.receive(message, blocks)
             self._free(message)
+        return came
 
     def post(
         self, snapshot: Snapshot, blocks: Mapping[str, Block], make: Callable[[Stamp], Message], *, sample: bool
@@ -111,7 +124,7 @@ class Channel:
         parcel = self.outbox.put(snapshot.step, snapshot.time, blocks)
         stamp = self.protocol.stamp(snapshot, parcel.table, self._clock(), sample=sample)
         try:
-            taken = self._link.send(wire.encode(make(stamp), parcel.frames))
+            taken = outbox.send(self._link, make(stamp), parcel)
             self._why_unsent = "" if taken else "link full"
         except LinkError as error:  # too large for this link, whatever the time
             taken, self._why_unsent = False, str(error)

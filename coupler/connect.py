@@ -57,6 +57,7 @@ def terms(spec: run.RunSpec, first_step: int = 0) -> Terms:
         end_time=math.inf if spec.run.end_time is None else spec.run.end_time,
         keep_every=KEEP_EVERY if dt_is_chosen else 0,
         dt=spec.limits.dt or 0.0,
+        dt_steps=spec.limits.dt_steps,
         deadline_s=spec.link.deadline_s,
         max_message_bytes=spec.link.max_message_bytes,
         digest=spec.link.digest,
@@ -131,6 +132,7 @@ def bulk(
         stem=stem,
         slots=slots or spec.link.credit + SPARE_SLOTS,
         digest=spec.link.digest,
+        unchanging=fields is None,  # a forecast stays what it is
         adios=available if fields is not None else lambda: "learned states come back in frames",
         stream=open_stream,
     )

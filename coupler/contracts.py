@@ -251,7 +251,8 @@ class Link(Protocol):
     """Two-way, message-framed, small messages. Owned by one thread. `coupler.testing.check_link` tests one.
 
     A link whose other side works in the same thread, so that the answer to a message may be there as soon as it was
-    sent, says so by an attribute `at_once = True`.
+    sent, says so by an attribute `at_once = True`. One that need not copy frames has a method `send_in_place`, like
+    `send`, for frames that nobody changes before the other side has read them or is gone.
     """
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:

@@ -15,6 +15,7 @@ from coupler.agreement import Vote, agree, agree_decision, agree_objection
 from coupler.alone import Alone
 from coupler.bulks.bulk import Bulk, frames_only
 from coupler.channel import Channel
+from coupler.chosen_dt import ChosenDt
 from coupler.contracts import Advice, Invariant, Link, Simulation
 from coupler.decisions import as_advice, objection_to
 from coupler.guard import Guard
@@ -22,7 +23,6 @@ from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
 from coupler.ranks import Ranks
 from coupler.recording import RunRecorder
-from coupler.retry import Retry
 from coupler.saved import SavedStates
 from coupler.terms import Terms
 from schemas import messages
@@ -92,11 +92,11 @@ class Coupling:
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
         self._adopted = 0  # decision of the last learned state taken and not undone
         self._all_direct = True  # whether no learned state was ever adopted
-        self._retry = Retry(terms.keep_every)
+        self._dt = ChosenDt(terms, self.guard)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
         self._refused = ""
-        self._stall_s = self._dt_now = 0.0  # since the last Ask; dt last advised, 0 for none
+        self._stall_s = 0.0  # since the last Ask
         self._step = self._next_ask = terms.first_step
         self._closed = False
 
@@ -151,8 +151,8 @@ class Coupling:
     def allocate(self, field: str, shape: Sequence[int] | None = None) -> Array:
         """An array to compute the next values of a field in, which `exchange` and `push` then need not copy.
 
-        It lies in shared memory when a slot is free there, else in ordinary memory (always so before the first state
-        was sent). Ask for a new one for each state, and leave its values alone once they were shown.
+        It lies in a slot, of shared memory or for frames, when one is free, else in ordinary memory (always so before
+        the first state was sent). Ask for a new one for each state, and leave its values alone once they were shown.
 
         Args:
             field: Name of the field.
@@ -235,7 +235,7 @@ class Coupling:
 
     def try_again(self, step: int, dt: float) -> bool:
         """A step of dt failed. Whether there is a saved state to go back to, and a smaller dt to try."""
-        smaller = self._retry.failed(step, dt)
+        smaller = self._dt.failed(step, dt)
         return bool(self.saved) and 0.0 < smaller >= self.guard.dt_min
 
     def not_mixed(self, reason: str) -> None:
@@ -349,7 +349,8 @@ class Coupling:
             self._newest = self._direct(reason, snapshot)
             return self._newest
         told, blocks = found
-        advice = as_advice(told, blocks, snapshot, self._dt(told.dt, snapshot))
+        self._dt.told(told.dt, told.answers, goes_on=told.phase not in ("direct", "trial"))  # an audit keeps its dt
+        advice = as_advice(told, blocks, snapshot, self._dt.next(snapshot))
         if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
@@ -363,7 +364,6 @@ class Coupling:
             self._adopted = 0
         else:
             self._next_ask = max(self._next_ask, told.answers + told.lease)
-        self._dt_now = told.dt
         self._newest = advice
         return advice
 
@@ -373,11 +373,7 @@ class Coupling:
         self._protocol.forget(step)
 
     def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
-        return Advice(Action.DIRECT, reason, self._dt(self._dt_now, snapshot), phase=phase)
-
-    def _dt(self, suggested: float, snapshot: Snapshot) -> float:
-        dt = min(self.guard.dt(suggested, self.terms.dt or snapshot.dt), self._retry.limit(snapshot.step))
-        return self.terms.cut(dt, snapshot.time)
+        return Advice(Action.DIRECT, reason, self._dt.next(snapshot), phase=phase)
 
     def _send_ask(
         self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int

@@ -21,6 +21,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         last_step: Step at which the run ends at the latest.
         end_time: Simulated time at which it ends; the last step is cut to hit it.
         dt: dt of direct steps until an Advice says otherwise; 0 leaves it to the simulation's own Snapshot.dt.
+        dt_steps: Steps from the state that it answers for which an advised dt holds when no newer one comes.
         keep_every: Direct steps between states kept, so that a step that fails can be taken again with a smaller dt;
             0 where dt is not chosen: then a step that fails ends the run.
         deadline_s: Longest wait for the answer to a LEARNED Ask, seconds.
@@ -33,6 +34,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     first_step: int = 0
     end_time: float = math.inf
     dt: float = 0.0
+    dt_steps: int = 8
     keep_every: int = 0
     deadline_s: float = 2.0
     max_message_bytes: int = 1 << 30

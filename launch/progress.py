@@ -46,7 +46,8 @@ class Standing:
         if not self.direct_s or not self.last.get("wall_s"):
             return None
         typical = sorted(self.direct_s)[len(self.direct_s) // 2]
-        return float(typical * self.step / self.last["wall_s"])
+        done = self.last["step"] if self.last["action"] == "direct" else self.step  # a direct step is still to be made
+        return float(typical * done / self.last["wall_s"])
 
     def line(self) -> str:
         """One line for a log."""

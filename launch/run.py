@@ -193,6 +193,7 @@ def _facts(
         "mode": spec.run.mode,
         "simulated_time": simulation.get("time"),
         "tolerance": spec.switch.tolerance,
+        "dt_error": _dt_judged(spec),
         "time": {
             **{key: ledger.get(key) for key in ("direct_step_s", "learned_step_s", "stall_p50_s", "stall_p99_s")},
             "train_s": server.get("train_s"),
@@ -216,6 +217,16 @@ def _facts(
         "judgement": _read(folder / REFERENCE / RESULT).get("judgement"),
         "torch_in_simulation": simulation.get("torch_loaded"),
     }
+
+
+def _dt_judged(spec: RunSpec) -> dict[str, Any] | None:
+    """The error that the advised dt is to keep small, and its tolerance; None where no dt is advised."""
+    judged = [
+        {"field": task.settings["error_field"], "tolerance": task.settings["tolerance"]}
+        for task in spec.tasks
+        if {"error_field", "tolerance"} <= task.settings.keys()
+    ]
+    return judged[0] if judged and spec.run.mode in ("advise", "act") else None
 
 
 def _recording(spec: RunSpec, server: dict[str, Any], books: dict[str, Any]) -> dict[str, Any] | None:
@@ -255,6 +266,10 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
     error = (summary.get("error") or {}).get("max")
     if error is not None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
+    dt = summary.get("dt_error") or {}
+    if dt.get("n"):
+        most = dt["max"] / dt["tolerance"]
+        parts.append(f"{100 * dt['missed']:.2g} % of the steps missed their tolerance, at most {most:.2g} times it")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     if summary.get("unverified_steps"):
         console.print(f"[yellow]{summary['unverified_steps']} learned steps were not covered by an audit.[/]")

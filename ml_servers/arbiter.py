@@ -130,6 +130,12 @@ class Arbiter:
         """Whether the host, which took the state of that decision last, goes on from one that awaits an audit."""
         return self._standing is not None or adopted in self._learned or 0 < adopted == self._blended
 
+    @property
+    def promising(self) -> bool:
+        """Whether the model keeps the tolerance over a quarter of the shortest horizon that is wanted."""
+        usable = self.calibration.horizon(self.switch.tolerance, self.max_horizon)
+        return usable > 0 and 4 * usable >= self.switch.min_horizon
+
     def trained(self, version: int, backtests: Sequence[Backtest]) -> None:
         """A new model serves: its back-tests replace the old ones, forecasts of the old one are not judged any more."""
         self._version = version

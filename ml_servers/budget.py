@@ -3,7 +3,8 @@
 The planned run costs about `steps * direct_step_s` of wall time without coupling. A share `overhead` of it may be
 spent on streaming and learning before the model earns anything; most of it at once, the rest as the run goes on.
 When it is spent, the host is given leases, during which it neither sends nor asks, long enough to keep to the plan.
-What learned steps save is added to the budget, so that a model that pays is never starved.
+While a model is nearly good enough, more may be spent: it would be a pity to stop just before it pays. What learned
+steps save is added to the budget, so that a model that pays is never starved.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ AT_ONCE = 0.9
 """Share of the budget that may be spent at once: a model that comes late has less of the run left to pay with."""
 
 
+PROMISE = 2.5
+"""How many times as much may be spent while a model promises to take over soon."""
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Where the coupling stands. Immutable.
 
@@ -39,6 +44,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         burst: States streamed since the last lease.
         looks: Quiet leases given.
         quiet_until: Step at which the last of them ends.
+        promising: Whether a model is nearly good enough to take over.
     """
 
     overhead: float
@@ -50,8 +56,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     burst: int = 0
     looks: int = 0
     quiet_until: int = 0
+    promising: bool = False
 
-    def asked(self, direct_step_s: float, stall_s: float, cpu_s: float, steps: int) -> Budget:
+    def asked(
+        self, direct_step_s: float, stall_s: float, cpu_s: float, steps: int, *, promising: bool = False
+    ) -> Budget:
         """After one streamed state: its stall on the host, the CPU time it cost on the server's side, and the plan."""
         told = _seconds(direct_step_s) or self.direct_step_s
         return msgspec.structs.replace(
@@ -62,6 +71,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
             spent_s=self.spent_s + _seconds(stall_s) + _seconds(cpu_s),
             streamed=self.streamed + 1,
             burst=self.burst + 1,
+            promising=promising,
         )
 
     def learned(self, steps: int) -> Budget:
@@ -70,7 +80,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     def allowed_s(self, step: int) -> float:
         """What may have been spent by this step."""
-        plan = self.overhead * self.steps * self.direct_step_s
+        plan = self.overhead * self.steps * self.direct_step_s * (PROMISE if self.promising else 1.0)
         return plan * (AT_ONCE + (1.0 - AT_ONCE) * min(step / self.steps, 1.0)) + 0.5 * self.saved_s
 
     def trained(self, cpu_s: float) -> Budget:

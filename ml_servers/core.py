@@ -167,14 +167,17 @@ class ServerCore:
         return self._assembly.dropped if self._assembly else 0
 
     def _hello(self, peer: bytes, hello: Hello) -> list[Instruction]:
+        known = self.protocol.knows(peer, hello)
         answer = self.protocol.hello(peer, hello)
+        if known and isinstance(answer, Welcome):  # it had heard nothing for a while: nothing else has changed
+            return [Send(peer, answer), Send(peer, self.protocol.ack(hello.rank))]
         if isinstance(answer, Welcome):
             self.finished.pop(hello.rank, None)
             self._rounds.clear()
             self._outstanding = -1
             if self._assembly is None:
                 self._start(hello)
-            else:  # the host may be the same as before (it had heard nothing for a while): its Asks will tell
+            else:
                 self._assembly.clear()
         else:
             self.refused.append(answer.reason)
@@ -259,7 +262,8 @@ class ServerCore:
         stall_s = max(a.stall_s for a in asks.values())
         assert self.protocol.agreed is not None  # they have said HELLO
         planned = answers.planned_steps(ask, self.protocol.agreed)
-        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned)
+        hopeful = self.settings.act and self.arbiter is not None and self.arbiter.promising
+        self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned, promising=hopeful)
         state = self._whole(snapshot, asks)
         if self._is_outstanding(ask.stamp.step, asks):
             acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from coupler.bulks import outbox
 from coupler.bulks.bulk import Bulk, frames_only
 from coupler.contracts import Backtest, Link
 from coupler.files import write_whole
@@ -52,7 +53,7 @@ class Server:
         slot_folder: Path,
         buffer_bytes: int,
         max_message_bytes: int,
-        bulk: Callable[[str], Bulk] = lambda _: frames_only(digest=True),
+        bulk: Callable[[str], Bulk] = lambda _: frames_only(digest=True, unchanging=True),
         cpu_clock: Callable[[], float] = time.process_time,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -84,6 +85,7 @@ class Server:
         self._slot_folder, self._buffer_bytes = slot_folder, buffer_bytes
         self._max_message_bytes = max_message_bytes
         self._bulks: dict[bytes, Bulk] = {}  # by rank's peer
+        self._epochs: dict[bytes, int] = {}
         self._cpu_clock, self._cpu = cpu_clock, 0.0  # starting up counts too
         self._share = 1.0
         self._shares = {name: settings.shares.get(name, (WHOLE,)) for name in settings.tasks}
@@ -176,13 +178,12 @@ class Server:
     def _say(self, instruction: Send) -> None:
         message, peer = instruction.message, instruction.peer
         if isinstance(message, Advice) and instruction.blocks:  # the only message of ours that carries a state
-            outbox = self._bulks[peer].outbox
-            parcel = outbox.put(message.step, message.time, instruction.blocks)
-            told = msgspec.structs.replace(message, blocks=parcel.table)
-            if self._link.send(wire.encode(told, parcel.frames), peer):
-                outbox.sent(parcel, message.decision)
+            box = self._bulks[peer].outbox
+            parcel = box.put(message.step, message.time, instruction.blocks)
+            if outbox.send(self._link, msgspec.structs.replace(message, blocks=parcel.table), parcel, peer):
+                box.sent(parcel, message.decision)
             else:
-                outbox.undo(parcel)
+                box.undo(parcel)
                 self.unsent += 1
         elif not self._link.send(wire.encode(message), peer):
             self.unsent += 1
@@ -192,10 +193,12 @@ class Server:
             self._greeted(peer, message)
 
     def _greeted(self, peer: bytes, welcome: Welcome) -> None:
-        """A rank came, or came again: what lay in slots for it belongs to nobody any more."""
+        """A rank came, or another in its place: what lay in slots for it belongs to nobody any more."""
         if peer not in self._bulks:
             self._bulks[peer] = self._open_bulk(f"down-{len(self._bulks)}")
-        self._bulks[peer].outbox.greeted(welcome.near)
+        if self._epochs.get(peer) != welcome.epoch:
+            self._epochs[peer] = welcome.epoch
+            self._bulks[peer].outbox.greeted(welcome.near)
 
     def _give(self, snapshot: Snapshot, trains: bool) -> None:
         """Hands a state to the trainers and the recorder, in the slot that it was assembled in.

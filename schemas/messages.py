@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.fields import FieldSpec
 
-VERSION = 5
+VERSION = 6
 """Version of the wire layout. Both sides must have the same."""
 
 LOST_TOLD = 32
@@ -103,6 +103,8 @@ class Hello(_Message, frozen=True, tag=1):
         can_rewind: Whether the host keeps saved states.
         end_time: Simulated time at which the run will end, if it comes before `last_step`.
         token: Token that the client found in the run's folder in shared memory; empty when it uses none.
+        epoch: Epoch that it is in already, and goes on in if the server knows it; 0 for a newcomer.
+        seq: Highest seq that it has sent in that epoch: what has not come by now is lost.
     """
 
     version: int
@@ -116,6 +118,8 @@ class Hello(_Message, frozen=True, tag=1):
     can_rewind: bool
     end_time: float = math.inf
     token: str = ""
+    epoch: int = 0
+    seq: int = 0
 
 
 class Welcome(_Message, frozen=True, tag=2):

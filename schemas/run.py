@@ -146,7 +146,8 @@ class SwitchSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         blend_steps: Steps over which a hand-over mixes fields that allow it; 0 switches hard.
         cooldown: Direct steps after a first failure before the model is tried again; each further one doubles it.
         max_cooldown: Longest cool-down.
-        overhead: Share of the planned direct wall time that streaming and training may cost before the model pays.
+        overhead: Share of the planned direct wall time that streaming and training may cost before the model pays; two
+            and a half times as much while a model promises to take over soon.
     """
 
     tolerance: Positive | None = None
@@ -182,11 +183,14 @@ class LimitsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         dt: Simulated time of one coupling step; None leaves it to `snapshot().dt` of the simulation.
         dt_min: Smallest dt that Advice may set.
         dt_max: Largest dt that Advice may set.
+        dt_steps: Coupling steps beyond the state that it answers for which an advised dt holds. Where no newer one
+            comes in time, the simulation's own dt takes its place, unless that is larger.
     """
 
     dt: Positive | None = None
     dt_min: Positive | None = None
     dt_max: Positive | None = None
+    dt_steps: Count = 8
 
 
 class OutputSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -120,6 +120,7 @@ class Comparison:
         self._ring: deque[tuple[int, float, Vector]] = deque(maxlen=2 * WINDOW + 1)
         self._fluctuation = Fluctuation()
         self._names: tuple[str, ...] = ()
+        self._particles = 0
         self._after = _first_hand_over(folder)
         self._sums: list[tuple[int, float, int, NDArray[np.float64]]] = []
 
@@ -141,7 +142,9 @@ class Comparison:
         snapshot = simulation.snapshot()
         shown = views.view(simulation)
         self._names = tuple(shown.blocks)
-        values_now = _flat({name: block.array for name, block in shown.blocks.items()})
+        counts = [spec.shape[0] for spec in simulation.fields() if spec.kind == "particle"]
+        self._particles = max(counts, default=0)
+        values_now = self._vector({name: (block.array, block.ids) for name, block in shown.blocks.items()})
         self._ring.append((snapshot.step, snapshot.time, values_now))
         if snapshot.step >= self._after and snapshot.step % SAMPLING == 0:
             self._fluctuation.add(values_now)
@@ -169,7 +172,7 @@ class Comparison:
             return
         self._steps.discard(step)
         stored = self._stored.read(step)
-        coupled = _flat({name: stored[name] for name in self._names})
+        coupled = self._vector({name: (stored[name], stored.get(f"{views.IDS}{name}")) for name in self._names})
         here = present[0]
         before = [v for at, _, v in self._ring if at == step - 1]
         after = [v for at, _, v in self._ring if at == step + 1]
@@ -180,6 +183,23 @@ class Comparison:
         products = [float(a @ b) for a, b in pairs]
         sums = self._ranks.allreduce(np.array(products), "sum")
         self._sums.append((step, float(stored["time"]), int(stored["origin"]), sums))
+
+    def _vector(self, shown: Mapping[str, tuple[Array, Array | None]]) -> Vector:
+        """All values of a view as one float32 vector; a copy, fields in name order. Collective.
+
+        Particles stand by their ids, each rank with an equal part of them: where they are, and in which order, may
+        differ between two runs.
+        """
+        parts = []
+        for name in sorted(shown):
+            values, ids = np.asarray(shown[name][0], dtype=np.float32), shown[name][1]
+            if ids is not None:
+                whole = np.zeros((self._particles, *values.shape[1:]))
+                whole[ids] = values
+                whole = self._ranks.allreduce(whole.ravel(), "sum")
+                values = np.array_split(whole, self._ranks.size)[self._ranks.rank].astype(np.float32)
+            parts.append(values.ravel())
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _row(step: int, when: float, origin: int, sums: NDArray[np.float64], total: float) -> dict[str, Any]:
@@ -201,12 +221,6 @@ def _row(step: int, when: float, origin: int, sums: NDArray[np.float64], total: 
         "shift": float(shift),
         "aligned": math.sqrt(max(float(quartic(shift)), 0.0) / scale),
     }
-
-
-def _flat(arrays: Mapping[str, Array]) -> Vector:
-    """All values of a view as one float32 vector; a copy, fields in name order."""
-    parts = [np.asarray(arrays[name], dtype=np.float32).ravel() for name in sorted(arrays)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _spread(steps: list[int], count: int) -> set[int]:

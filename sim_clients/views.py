@@ -11,6 +11,8 @@ from coupler.files import write_whole
 from schemas.fields import Array, Snapshot, with_role
 
 VIEWS = "views"
+IDS = "ids."
+"""Begin of the name under which a view holds the ids of a field's particles."""
 
 
 def view(simulation: Simulation) -> Snapshot:
@@ -39,6 +41,8 @@ class ViewStore:
         for name, block in shown.blocks.items():
             arrays[name] = block.array
             arrays[f"offset.{name}"] = np.array(block.offset, dtype=np.int64)
+            if block.ids is not None:
+                arrays[f"{IDS}{name}"] = block.ids
         write_whole(self._path(shown.step), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     def rewound(self, step: int) -> None:

@@ -82,10 +82,17 @@ def _left(before: tuple[set[threading.Thread], dict[str, str], set[str], set[str
     return left
 
 
+def _end_collector() -> None:
+    """Ends the thread in which pyzmq hears that a frame sent in place has left: one for the life of a process."""
+    if garbage := sys.modules.get("zmq.utils.garbage"):
+        garbage.gc.stop()
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing() -> Iterator[None]:
     before = (set(threading.enumerate()), _descriptors(), _children(), set(os.listdir(SHM)))
     yield
+    _end_collector()
     left = _left(before)
     if left:
         gc.collect()  # mappings go with the last array that views them
@@ -104,6 +111,7 @@ def ends_its_threads() -> Iterator[None]:
     """
     before = len(os.listdir("/proc/self/task"))
     yield
+    _end_collector()
     for _ in range(PATIENCE_MS // 20):
         if (now := len(os.listdir("/proc/self/task"))) <= before:
             return

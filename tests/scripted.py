@@ -183,11 +183,14 @@ class Host:
             self.hello(rank)
 
     def hello(self, rank: int, step: int = 0) -> Message:
-        hello = Hello(VERSION, "r", rank, self.size, FIELDS, {"energy": "sum"}, step, self.last_step, self.can_rewind)
-        [send] = self.core.handle(b"rank-%d" % rank, hello, {}, self.cpu_s)
+        [send] = self.core.handle(b"rank-%d" % rank, self.greeting(rank, step), {}, self.cpu_s)
         assert isinstance(send, Send)
         self.epoch[rank], self.seq[rank] = getattr(send.message, "epoch", 0), 0
         return send.message
+
+    def greeting(self, rank: int, step: int = 0) -> Hello:
+        who = (VERSION, "r", rank, self.size, FIELDS, {"energy": "sum"})
+        return Hello(*who, step, self.last_step, self.can_rewind)
 
     def blocks(self, rank: int) -> dict[str, Block]:
         part = np.array_split(np.arange(N), self.size)[rank]

@@ -55,6 +55,6 @@ class Bulk:
             leave(self.folder)
 
 
-def frames_only(digest: bool) -> Bulk:
-    """Everything travels in frames."""
-    return Bulk(Outbox(BulkRules(use="inline"), digest=digest))
+def frames_only(digest: bool, *, unchanging: bool = False) -> Bulk:
+    """Everything travels in frames. `unchanging`: no array that is put will ever change."""
+    return Bulk(Outbox(BulkRules(use="inline"), digest=digest, unchanging=unchanging))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,18 +12,22 @@ import numpy as np
 
 from coupler.bulks.choice import FAR, SMALL_BYTES, TOO_SMALL, BulkRules, Route, choose
 from coupler.bulks.courier import Crowded
-from coupler.bulks.ring import Ring, needed
+from coupler.bulks.growing import GrowingRing, OwnStore
+from coupler.bulks.ring import Ring, slot_bytes
 from coupler.bulks.shared import RingFile
+from coupler.contracts import Link
 from coupler.errors import LinkError
 from schemas import wire
 from schemas.fields import Array, Block
-from schemas.messages import BlockEntry, Place
+from schemas.messages import BlockEntry, Message, Place
 
 log = logging.getLogger("coupler.bulk")
-GROWTH = 1.25
-"""Room that a ring gets beyond what made the last one too small: particles wander."""
 SPARE_SLOTS = 4
 """Slots beyond the window: two that a solver works in, one being filled, one that was just freed."""
+IN_PLACE_BYTES = 1 << 16
+"""Smaller frames are copied whatever is asked for: that is cheaper than to hear when they have left."""
+OWN_BYTES, OWN_SLOTS = 256 << 20, 3
+"""Memory for arrays that travel in frames; but at least so many slots, two for the solver to work in, one under way."""
 
 
 class Stream(Protocol):
@@ -47,14 +51,23 @@ class Parcel:
     Attributes:
         table: Block table for the message.
         frames: Frames that travel with it.
-        slot: Ring and slot that hold the rest; None when nothing lies in a slot.
+        slots: Rings and slots that hold the rest, or what the frames view.
         streamed: Whether some of it goes by a stream.
+        in_place: Whether the frames stay as they are until the other side has read them, so that a Link need not copy.
     """
 
     table: tuple[BlockEntry, ...]
     frames: list[memoryview]
-    slot: tuple[Ring, int] | None = None
+    slots: list[tuple[Ring, int]] = field(default_factory=list)
     streamed: bool = False
+    in_place: bool = False
+
+
+def send(link: Link, message: Message, parcel: Parcel, peer: bytes = b"") -> bool:
+    """Sends a message with a parcel, without a copy where the parcel and the Link allow it. See `Link.send`."""
+    way = getattr(link, "send_in_place", link.send) if parcel.in_place else link.send
+    taken: bool = way(wire.encode(message, parcel.frames), peer)
+    return taken
 
 
 class Outbox:
@@ -64,6 +77,8 @@ class Outbox:
         near: Empty when the other side sees this node's shared memory, else why not. Set at the handshake.
         routes: Way of each field that was sent so far.
         crowded: Parcels that travelled in frames because no slot was free.
+        staging: Whether large arrays that travel in frames are put into slots of our own memory, which `send` need not
+            copy: for a Link that sends in place. Fresh memory, which a Link would copy them to, costs more.
     """
 
     def __init__(
@@ -75,6 +90,7 @@ class Outbox:
         stem: str = "",
         slots: int = 12,
         digest: bool = True,
+        unchanging: bool = False,
         adios: Callable[[], str] = lambda: "this side has no stream",
         stream: Callable[[], Stream] | None = None,
     ) -> None:
@@ -87,6 +103,7 @@ class Outbox:
             stem: Who writes, for the names of rings; letters, digits and hyphens.
             slots: Slots of a ring, unless the run file says.
             digest: Whether frames carry digests.
+            unchanging: Whether no array that is put will ever change.
             adios: Tells why ADIOS2 cannot be used; nothing when it can.
             stream: Opens the stream for fields that go by ADIOS2.
         """
@@ -95,8 +112,10 @@ class Outbox:
         self.crowded = 0
         self._rules, self._folder, self._stem, self._digest = rules, folder, stem, digest
         self._slots = rules.slots or slots
-        self._file: RingFile | None = None
-        self._old: list[RingFile] = []  # too small, but not read to the end yet
+        self._unchanging = unchanging
+        self._shared = GrowingRing(self._make_shared)
+        self._own = GrowingRing(self._make_own)
+        self.staging = False
         self._no_ring = "" if folder is not None else no_folder
         self._no_stream = adios
         self._open_stream = stream
@@ -108,7 +127,7 @@ class Outbox:
         Args:
             step: Coupling step.
             time: Simulated time.
-            blocks: Blocks by field name; copied, unless they lie in lent arrays or travel in frames, which `Link.send`
+            blocks: Blocks by field name; copied, unless they lie in lent arrays or travel in frames, which a Link
                 copies.
         """
         shared, streaming = {}, {}
@@ -117,34 +136,33 @@ class Outbox:
                 shared[name] = block
             elif way == "adios":
                 streaming[name] = block
-        slot, places = self._into_ring(shared) if shared else (None, {})
+        slots: list[tuple[Ring, int]] = []
+        places = self._into_ring(shared, slots) if shared else {}
         streamed = self._into_stream(step, time, streaming) if streaming else {}
         places |= streamed
         rest = {name: block for name, block in blocks.items() if name not in places} if places else blocks
+        in_place = self._unchanging
+        if self.staging and not in_place:
+            rest, in_place = self._into_own(rest, slots)
         table, frames = wire.block_table(rest, self._digest)
         if places:
             table = (*(wire.entry(name, blocks[name], place) for name, place in places.items()), *table)
-        return Parcel(table, frames, slot, bool(streamed))
+        return Parcel(table, frames, slots, bool(streamed), in_place)
 
     def sent(self, parcel: Parcel, key: int) -> None:
         """The message with a parcel is under way; `free` with this key or a higher one ends its life."""
-        if parcel.slot is not None:
-            ring, slot = parcel.slot
+        for ring, slot in parcel.slots:
             ring.sent(slot, key)
 
     def undo(self, parcel: Parcel) -> None:
         """The message with a parcel was not sent."""
-        if parcel.slot is not None:
-            ring, slot = parcel.slot
+        for ring, slot in parcel.slots:
             ring.undo(slot)
 
     def free(self, key: int) -> None:
         """The other side has read every parcel whose key is at most this."""
-        if self._file is not None:
-            self._file.ring.free(key)
-        for file in self._old:
-            file.ring.free(key)
-        self._drop_old()
+        self._shared.free(key)
+        self._own.free(key)
 
     def greeted(self, near: bool) -> None:
         """The other side came, or another in its place: what was under way is nobody's, and ways are chosen anew.
@@ -158,26 +176,22 @@ class Outbox:
 
     def free_all(self) -> None:
         """Nobody reads any more what was under way."""
-        for file in (*self._old, *([self._file] if self._file else [])):
-            file.ring.free_all()
-        self._drop_old()
+        self._shared.free_all()
+        self._own.free_all()
 
-    def lend(self, field: str, shape: Sequence[int], dtype: str) -> Array:
+    def lend(self, name: str, shape: Sequence[int], dtype: str) -> Array:
         """An array to compute the next Block of a field in: in a slot if one is free, else ordinary memory.
 
         Its values are arbitrary. The slot is not used for anything else while the array or a view of it lives.
         """
-        ring = self._file.ring if self._file is not None else None
-        room = ring.capacity.get(field, -1) if ring is not None else -1
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        lent = ring.lend(field, shape, dtype) if ring is not None and size <= room else None
+        lent = self._shared.lend(name, shape, dtype)
+        lent = self._own.lend(name, shape, dtype) if lent is None else lent
         return np.empty(shape, dtype) if lent is None else lent
 
     def close(self) -> None:
         """Frees everything."""
-        for file in (*self._old, *([self._file] if self._file else [])):
-            file.close()
-        self._old, self._file = [], None
+        self._shared.close()
+        self._own.close()
         if self._stream is not None:
             self._stream.close()
         self._stream = None
@@ -193,38 +207,49 @@ class Outbox:
                 log.info("%s goes %s: %s", name, found.use, found.why)
         return route.use
 
-    def _into_ring(self, blocks: Mapping[str, Block]) -> tuple[tuple[Ring, int] | None, dict[str, Place]]:
-        if self._file is None or not self._file.ring.fits(blocks):
-            self._make_ring(blocks)
-        if self._file is None:
-            return None, {}
-        ring = self._file.ring
-        found = ring.put(blocks)
-        if found is None:
-            self.crowded += 1
-            return None, {}
-        slot, places = found
-        return (ring, slot), places
-
-    def _make_ring(self, blocks: Mapping[str, Block]) -> None:
-        """A ring for these Blocks; where there is no room for one, they go inline from now on."""
-        assert self._folder is not None  # else `_no_ring` had said so
-        capacity = needed(blocks)
-        if self._file is not None:
-            before = self._file.ring.capacity
-            for name, size in capacity.items():
-                if size > before.get(name, 0):
-                    capacity[name] = needed_room(size) if name in before else size
-            capacity = {name: max(before.get(name, 0), capacity.get(name, 0)) for name in {**before, **capacity}}
-            self._old.append(self._file)
-            self._file = None
+    def _into_ring(self, blocks: Mapping[str, Block], slots: list[tuple[Ring, int]]) -> dict[str, Place]:
+        """Into a slot of shared memory; where there is no room for a ring, they go inline from now on."""
         try:
-            self._file = RingFile(self._folder, self._stem, capacity, self._slots)
+            found = self._shared.put(blocks)
         except (LinkError, OSError) as error:
             self._no_ring = str(error)
             self.routes.clear()
             log.warning("No shared memory for %s: %s", self._stem, self._no_ring)  # a record must not hold frames
-        self._drop_old()
+            return {}
+        if found is None:
+            self.crowded += 1
+            return {}
+        ring, slot, places = found
+        slots.append((ring, slot))
+        return places
+
+    def _into_own(self, blocks: Mapping[str, Block], slots: list[tuple[Ring, int]]) -> tuple[Mapping[str, Block], bool]:
+        """The Blocks as they lie in a slot of our own memory, if one is free, and whether the large ones do.
+
+        Lent arrays lie there already. The slot is free again when the other side has said that it read them.
+        """
+        large = {name: block for name, block in blocks.items() if _nbytes(block) >= IN_PLACE_BYTES}
+        if not large:
+            return blocks, False
+        try:
+            found = self._own.put(large)
+        except LinkError as error:
+            log.warning("No memory of its own for %s: %s", self._stem, error)
+            self.staging = False
+            return blocks, False
+        if found is None:
+            return blocks, False
+        ring, slot, _ = found
+        slots.append((ring, slot))
+        lying = ring.views(slot, large)
+        return {name: lying.get(name, block) for name, block in blocks.items()}, True
+
+    def _make_shared(self, capacity: Mapping[str, int]) -> RingFile:
+        assert self._folder is not None  # else `_no_ring` had said so
+        return RingFile(self._folder, self._stem, capacity, self._slots)
+
+    def _make_own(self, capacity: Mapping[str, int]) -> OwnStore:
+        return OwnStore(capacity, max(min(self._slots, OWN_BYTES // slot_bytes(capacity)), OWN_SLOTS))
 
     def _into_stream(self, step: int, time: float, blocks: Mapping[str, Block]) -> dict[str, Place]:
         try:
@@ -246,12 +271,6 @@ class Outbox:
         self.routes.clear()
         log.warning("No ADIOS2 stream for %s: %s", self._stem, reason)
 
-    def _drop_old(self) -> None:
-        for file in [file for file in self._old if not file.ring.in_flight]:
-            file.close()
-            self._old.remove(file)
 
-
-def needed_room(size: int) -> int:
-    """Room for a Block that has grown once and may grow again."""
-    return -(-int(size * GROWTH) // 64) * 64
+def _nbytes(block: Block) -> int:
+    return int(block.array.nbytes) + (0 if block.ids is None else int(block.ids.nbytes))

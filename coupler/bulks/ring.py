@@ -158,6 +158,18 @@ class Ring:
         self._work.pop(slot, None)
         return slot, {field: Place("shared", self._name, slot, generation, self._at[field]) for field in blocks}
 
+    def views(self, slot: int, blocks: Mapping[str, Block]) -> dict[str, Block]:
+        """The Blocks that were put into a slot, as they lie there."""
+        start, found = self._start(slot), {}
+        for field, block in blocks.items():
+            at = start + self._at[field]
+            array, ids = block.array, block.ids
+            flat = np.frombuffer(self._memory, array.dtype.newbyteorder("<"), array.size, at)
+            if ids is not None:
+                ids = np.frombuffer(self._memory, _IDS, ids.size, at + padded(array.nbytes))
+            found[field] = Block(flat.reshape(array.shape), block.offset, ids)
+        return found
+
     def sent(self, slot: int, key: int) -> None:
         """The message that names a slot is under way; `free(key)` or more will free it."""
         self._keys[slot] = key

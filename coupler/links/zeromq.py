@@ -6,8 +6,8 @@ What libzmq does not promise is promised here or denied here:
   "taken": what sits in a queue or on the wire when a peer dies is lost, and the layer above resends or gives up.
 - `send` copies, so the caller may change its arrays at once. Copying costs no more than the alternatives up to
   30 MB a frame (`benchmarks/links.py`): zero copy without waiting would let the solver overwrite a frame under way,
-  waiting for libzmq to let go takes longer than the copy, and a staging buffer copies as well. Received frames are
-  not copied.
+  waiting for libzmq to let go takes longer than the copy, and a staging buffer copies as well. What nobody changes
+  before it has arrived goes by `send_in_place` without a copy. Received frames are not copied.
 - Memory is bounded by bytes: a message has at most `max_message_bytes`, and a queue `queue_messages` of them.
 - A restarted peer takes over its identity. Messages of its earlier connection that are unread by then are dropped:
   those of a live connection by libzmq, those of a dead one here (and counted), because they have lost their name.
@@ -161,8 +161,8 @@ class ZmqLink:
             return None
         return frames
 
-    def _put(self, frames: Frames) -> bool:
-        """Hands one message to libzmq, which takes it whole or refuses its first frame."""
+    def _put(self, frames: Frames, copy: bool) -> bool:
+        """Hands one message to libzmq, which takes it whole or refuses its first frame; that is always copied."""
         if not self._put_first(frames[0], len(frames) > 1):
             # For about a millisecond after a look at its mailbox, libzmq's send does not look again and takes a queue
             # for full that has been emptied meanwhile. Asking for EVENTS makes it look.
@@ -170,9 +170,9 @@ class ZmqLink:
             if not self._put_first(frames[0], len(frames) > 1):
                 return False
         for frame in frames[1:-1]:
-            self._socket.send(frame, _MORE)
+            self._socket.send(frame, _MORE, copy)
         if len(frames) > 1:
-            self._socket.send(frames[-1], _DONTWAIT)
+            self._socket.send(frames[-1], _DONTWAIT, copy)
         return True
 
     def _put_first(self, frame: bytes | memoryview, more: bool) -> bool:
@@ -235,7 +235,12 @@ class ZmqListener(ZmqLink):
     def send(self, frames: Frames, peer: bytes = b"") -> bool:
         """See `Link.send`."""
         self._check(frames)
-        return self._put([peer, *frames])
+        return self._put([peer, *frames], copy=True)
+
+    def send_in_place(self, frames: Frames, peer: bytes = b"") -> bool:
+        """See `Link`."""
+        self._check(frames)
+        return self._put([peer, *frames], copy=False)
 
     def _take(self) -> tuple[bytes, list[memoryview]] | None:
         while self._is_here():
@@ -278,7 +283,12 @@ class ZmqConnection(ZmqLink):
     def send(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002 - one peer only, as the contract says
         """See `Link.send`."""
         self._check(frames)
-        return self._put(frames)
+        return self._put(frames, copy=True)
+
+    def send_in_place(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002
+        """See `Link`."""
+        self._check(frames)
+        return self._put(frames, copy=False)
 
     def _take(self) -> tuple[bytes, list[memoryview]] | None:
         while self._is_here():

@@ -6,7 +6,8 @@ new         hello()                       greeting
 greeting    Welcome                       open (epoch, credit)
 greeting    Refusal                       refused: nothing is sent any more, the host integrates directly
 open        Welcome of a higher epoch     open; what was in flight is dropped as "lost with the server"
-open        silence for `silence_s`       open; HELLO again (a server that came back answers with a new epoch)
+open        silence for `silence_s`       open; HELLO again (a server that was only slow answers with the same epoch,
+                                          and says what did not come; one that came back answers with a new one)
 any         bye()                         closed: nothing is sent any more
 """
 
@@ -111,7 +112,7 @@ class ClientProtocol:
             return None
         self._hello_sent = now
         self.state = "greeting" if self.state == "new" else self.state
-        return self._hello
+        return msgspec.structs.replace(self._hello, epoch=self.epoch, seq=self._seq)
 
     def hello_unsent(self) -> None:
         """The link did not take the HELLO: it stays due."""
@@ -182,7 +183,7 @@ class ClientProtocol:
         return advice.answers < self._forgotten and advice.action not in (Action.REWIND, Action.STOP)
 
     def _welcomed(self, welcome: Welcome) -> None:
-        if welcome.epoch <= self.epoch or self.state in ("refused", "closed"):
+        if welcome.epoch <= self.epoch or self.state in ("refused", "closed"):  # the same: the server was only slow
             return
         if self.epoch:
             self.books.dropped["lost with the server"] += len(self.books.sent)

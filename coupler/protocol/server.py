@@ -1,7 +1,9 @@
 """The server's side of the protocol, without I/O: who may speak, in which epoch, and what was received.
 
-A stream is (run, rank). Its epoch rises with every HELLO; messages of another epoch are fenced off. A seq at or below
-the watermark is a duplicate and ignored; a gap is counted as lost (by the link, or damaged) and passed over.
+A stream is (run, rank). Its epoch rises with every HELLO of a newcomer; messages of another epoch are fenced off. A
+seq at or below the watermark is a duplicate and ignored; a gap is counted as lost (by the link, or damaged) and passed
+over. A HELLO again of one who has only heard nothing for a while leaves the epoch; what it sent and has not come is
+lost.
 """
 
 from __future__ import annotations
@@ -68,9 +70,18 @@ class ServerProtocol:
             return Refusal(problem)
         if self.agreed is None:
             self.agreed = hello
-        self._epoch += 1
-        self.streams[hello.rank] = Stream(peer, self._epoch)
-        return Welcome(self._epoch, self.credit, self._tasks, self._token != "" and hello.token == self._token)
+        stream = self.streams.get(hello.rank)
+        if self.knows(peer, hello) and stream is not None:
+            _pass_over(stream, hello.seq)
+        else:
+            self._epoch = max(self._epoch, hello.epoch) + 1
+            stream = self.streams[hello.rank] = Stream(peer, self._epoch)
+        return Welcome(stream.epoch, self.credit, self._tasks, self._token != "" and hello.token == self._token)
+
+    def knows(self, peer: bytes, hello: Hello) -> bool:
+        """Whether a HELLO comes from one who is here already, in the epoch in force."""
+        stream = self.streams.get(hello.rank)
+        return stream is not None and stream.peer == peer and stream.epoch == hello.epoch
 
     def admit(self, peer: bytes, stamp: Stamp) -> bool:
         """Whether a stamped message is new; counts it either way."""
@@ -82,8 +93,7 @@ class ServerProtocol:
         if stamp.seq <= stream.received:
             stream.duplicates += 1
             return False
-        stream.lost += stamp.seq - stream.received - 1
-        stream.newly_lost.extend(range(max(stream.received + 1, stamp.seq - LOST_TOLD), stamp.seq))
+        _pass_over(stream, stamp.seq - 1)
         stream.received = stamp.seq
         return True
 
@@ -122,3 +132,11 @@ class ServerProtocol:
         if hello.fields != agreed.fields or hello.invariants != agreed.invariants:
             return f"Rank {hello.rank} declares other fields or invariants than rank {agreed.rank}."
         return ""
+
+
+def _pass_over(stream: Stream, seq: int) -> None:
+    """What has not come up to this seq is lost: a link keeps the order."""
+    if seq > stream.received:
+        stream.lost += seq - stream.received
+        stream.newly_lost.extend(range(max(stream.received + 1, seq + 1 - LOST_TOLD), seq + 1))
+        stream.received = seq

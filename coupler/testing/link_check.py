@@ -33,7 +33,14 @@ def check_link(make_pair: MakePair, *, capacity_bytes: int) -> None:
         PluginError: The contract is broken; the sentence says how.
     """
     bounds_a_slow_reader = partial(_bounds_a_slow_reader, capacity_bytes=capacity_bytes)
-    for check in (_carries, bounds_a_slow_reader, _keeps_peers_apart, _hands_over_an_identity, _ends):
+    for check in (
+        _carries,
+        _carries_in_place,
+        bounds_a_slow_reader,
+        _keeps_peers_apart,
+        _hands_over_an_identity,
+        _ends,
+    ):
         listener, connect = make_pair()
         opened: list[Link] = [listener]
 
@@ -75,6 +82,26 @@ def _carries(listener: Link, connect: Connect) -> None:
         began = time.monotonic()
         _require(receiver.receive(0.02) is None, "receive(0.02) gave a message that nobody sent")
         _require(time.monotonic() - began >= 0.02, "receive(0.02) gave up before its time-out")
+
+
+def _carries_in_place(listener: Link, connect: Connect) -> None:
+    """Where it can: order among other messages, a big frame, a peer that is not there."""
+    link = connect(b"one")
+    _meet(listener, link, b"one")
+    array = np.arange(BIG_FRAME_BYTES // 8)
+    frames = [b"head", array.data.cast("B"), b"", memoryview(b"x" * 100)]
+    for sender, receiver, to, by in ((link, listener, b"", b"one"), (listener, link, b"one", b"")):
+        in_place = getattr(sender, "send_in_place", None)
+        if in_place is None:
+            continue
+        _send(sender, receiver, [b"before"], to)
+        _require(in_place(frames, to), "send_in_place said False though the peer is there and there is room")
+        _send(sender, receiver, [b"after"], to)
+        _expect(receiver, by, [b"before"])
+        _expect(receiver, by, [bytes(frame) for frame in frames])
+        _expect(receiver, by, [b"after"])
+    in_place = getattr(listener, "send_in_place", None)
+    _require(in_place is None or not in_place(frames, b"nobody"), "a message to an unknown peer was taken in place")
 
 
 def _bounds_a_slow_reader(listener: Link, connect: Connect, capacity_bytes: int) -> None:

@@ -29,6 +29,7 @@ LOGS = "logs"
 
 T = TypeVar("T")
 _NOT_FIELDS = ("origin", "time")
+_ABOUT_FIELDS = ("offset.", "ids.")
 _VIEW_NAME = re.compile(r"^(\d+)\.rank(\d+)\.npz$")
 
 
@@ -161,7 +162,7 @@ def read_view(files: tuple[Path, ...], step: int, viewed: tuple[Shown, ...]) -> 
     """Puts the blocks of all ranks together.
 
     Args:
-        files: One `.npz` a rank; arrays by field name, `offset.<field>` int64, `origin` int.
+        files: One `.npz` a rank; arrays by field name, `offset.<field>` and `ids.<field>` int64, `origin` int.
         step: Their step.
         viewed: Fields of the views, for their global shapes; a field not named here gets the hull of its blocks.
 
@@ -169,19 +170,31 @@ def read_view(files: tuple[Path, ...], step: int, viewed: tuple[Shown, ...]) -> 
         ValueError: A file is torn, or a block does not fit.
     """
     blocks: dict[str, list[tuple[tuple[int, ...], Array]]] = {}
+    particles: dict[str, list[tuple[Array, Array]]] = {}
     origin = 0
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as held:
                 origin = int(held["origin"]) if "origin" in held else origin
-                for name in (n for n in held.files if n not in _NOT_FIELDS and not n.startswith("offset.")):
+                for name in (n for n in held.files if n not in _NOT_FIELDS and not n.startswith(_ABOUT_FIELDS)):
                     array = held[name]
+                    if f"ids.{name}" in held:
+                        particles.setdefault(name, []).append((held[f"ids.{name}"], array))
+                        continue
                     offset = held.get(f"offset.{name}", np.zeros(array.ndim, np.int64))
                     blocks.setdefault(name, []).append((tuple(int(o) for o in np.ravel(offset)), array))
         except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
             raise ValueError(f"{file.name} cannot be read: {error}") from error
     shapes = {f.name: f.shape for f in viewed}
-    return View(step, origin, {name: _assembled(name, parts, shapes.get(name)) for name, parts in blocks.items()})
+    cells = {name: _assembled(name, parts, shapes.get(name)) for name, parts in blocks.items()}
+    return View(step, origin, cells | {name: _by_id(parts) for name, parts in particles.items()})
+
+
+def _by_id(parts: list[tuple[Array, Array]]) -> Array:
+    """Particles of all ranks by rising ids, whoever held them."""
+    ids, rows = (np.concatenate(each) for each in zip(*parts, strict=True))
+    by_id: Array = rows[np.argsort(ids, kind="stable")]
+    return by_id
 
 
 def _assembled(name: str, parts: list[tuple[tuple[int, ...], Array]], shape: tuple[int, ...] | None) -> Array:

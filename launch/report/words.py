@@ -50,7 +50,7 @@ def times(count: Any, noun: str, plural: str = "") -> str:
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
     """What the run found, one sentence or two each, in the order of importance."""
-    told = (_speed(summary), _learned(summary), _trajectory(summary), _horizon(summary), _audits(summary))
+    told = (_speed(summary), _learned(summary), _trajectory(summary), _horizon(summary), _audits(summary), _dt(summary))
     return [sentence for sentence in (*told, *_changes(summary), *_troubles(summary)) if sentence]
 
 
@@ -116,6 +116,14 @@ def _audits(summary: Mapping[str, Any]) -> str:
     text = f"{times(audits, 'audit')} found step errors of at most {percent(worst)}" if audits else "No audit was made"
     undone = f"{times(rewinds, 'rewind')} undid {times(summary.get('superseded_steps'), 'step')}"
     return f"{text}; {undone}." if rewinds else f"{text}; nothing had to be undone."
+
+
+def _dt(summary: Mapping[str, Any]) -> str:
+    missed, n = pick(summary, "dt_error", "missed"), pick(summary, "dt_error", "n")
+    if missed is None:
+        return ""
+    most = number(summary["dt_error"]["max"] / summary["dt_error"]["tolerance"], 3)
+    return f"dt was advised: {percent(missed)} of {times(n, 'step')} missed its tolerance, at most {most} times it."
 
 
 def _changes(summary: Mapping[str, Any]) -> list[str]:

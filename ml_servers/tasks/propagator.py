@@ -71,7 +71,7 @@ class Propagator:
         fields: Sequence[FieldSpec],
         seed: int,
         models: tuple[Literal["affine", "network"], ...] = ("affine", "network"),
-        rank: Positive = 24,
+        rank: Positive | None = None,
         window: Positive = 256,
         window_bytes: Positive = 1 << 29,
         min_snapshots: Positive = 48,
@@ -90,7 +90,8 @@ class Propagator:
             fields: The declared fields.
             seed: Seed of the reservoir, the networks and their batches.
             models: What may serve; "affine" is always tried.
-            rank: Modes at most.
+            rank: Modes at most. None tries up to 24, and more, up to 128, where those leave out more than 1 % of the
+                rms fluctuation.
             window: Large states in the training window at most; 16 times as many small ones.
             window_bytes: Memory of the training window at most.
             min_snapshots: Snapshots before the first attempt.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,10 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 _RANKS = (2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+_FEW = 24
+"""Modes up to which every rank is tried; more only as long as fewer leave out more than `_LEFT_OUT`: they cost time."""
+_LEFT_OUT = 0.01
+"""Of the rms fluctuation."""
 _STATES_PER_MODE = 2.5
 _NEXT_WINDOW = 0.7
 _REFINED_BONUS = 0.05
@@ -128,14 +133,14 @@ def scores_of(
     return errors, {h: score + unit(scales) for h, score in log_score(errors).items()}
 
 
-def search(window: Window, rank: int, least: int) -> Candidate | None:
+def search(window: Window, rank: int | None, least: int) -> Candidate | None:
     """The candidate with the smallest errors on the hold-out; None when there is too little to train or to test on.
 
     Windows are the newest states before the hold-out: all of them, then fewer and fewer.
 
     Args:
         window: The states.
-        rank: Modes at most.
+        rank: Modes at most; None for as many as it takes, within limits.
         least: Fewest states to train on.
     """
     best = None
@@ -178,15 +183,18 @@ def earlier_origins(window: Window, chosen: Candidate, least: int) -> dict[int, 
 
 
 def _spaces(
-    window: Window, products: Floats | None, train: slice, rank: int
+    window: Window, products: Floats | None, train: slice, rank: int | None
 ) -> Iterator[Decomposition] | Iterator[Reduction]:
     if products is None:
         yield whole(window.layout.sizes, window.rows[window.index[train]], window.origin)
         return
-    most = min(rank, int((train.stop - train.start) / _STATES_PER_MODE))
+    most = min(rank or _RANKS[-1], int((train.stop - train.start) / _STATES_PER_MODE))
     full = decompose(window.layout.sizes, products, train, most)
     for modes in sorted({min(r, len(full.weights)) for r in (*_RANKS, most) if r <= most}):
-        yield full.truncated(modes)
+        space = full.truncated(modes)
+        yield space
+        if rank is None and modes >= _FEW and math.sqrt(space.outside[train].mean()) <= _LEFT_OUT:
+            return
 
 
 def _estimates(window: Window, train: slice, space: Decomposition | Reduction) -> Iterator[Candidate]:

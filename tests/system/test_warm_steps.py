@@ -1,8 +1,8 @@
 """After the tenth step a coupling's step touches no page of a state for the first time, with a real server.
 
-The pages are counted for the host's thread while states travel by slots of shared memory. In frames they are in the
-hands of libzmq and malloc, which may give their memory back to the kernel between two steps; nothing is promised
-there, and nothing is tested.
+The pages are counted for the host's thread while states travel by slots of shared memory, and while they leave in
+frames. Frames that arrive are in the hands of libzmq and malloc, which may give their memory back to the kernel between
+two steps; nothing is promised there, and nothing is tested.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import pytest
 from faults import LAST, allowed, faults_a_step
 
 from benchmarks import bulk
-from benchmarks.coupled import by_slots, client, hand_over, learned, met, snapshot_at
+from benchmarks.coupled import by_slots, client, hand_over, learned, met, serving, snapshot_at
 from benchmarks.links import child
-from benchmarks.tcp import settle
+from benchmarks.peers.exchange import announced
+from benchmarks.tcp import ANY, limits_for, settle
+from coupler.bulks.bulk import frames_only
 from coupler.links.zeromq import connect
 
 resource_tracker.ensure_running()  # it outlives the first child, on purpose
@@ -44,6 +46,32 @@ def test_a_state_is_handed_over_in_memory_that_is_there(tmp_path: Path, size: in
             assert faults_a_step(step) < allowed(size)
             assert coupling.books["admitted"] >= LAST
             assert coupling._channel is not None and not coupling._channel.outbox.crowded
+
+
+@SIZES
+@pytest.mark.parametrize("lent", [False, True])
+def test_a_state_leaves_in_frames_from_memory_that_is_there(tmp_path: Path, size: int, lent: bool) -> None:
+    state = np.ones(size // 8)
+    with child(serve_frames, str(tmp_path), str(size)):
+        link = connect(announced(tmp_path), identity=b"rank-0", limits=limits_for(size))
+        with client(link, size, tmp_path, frames_only(digest=True), limits_for(size)) as coupling:
+            first = met(coupling, state)
+            settle(coupling)
+
+            def step(number: int) -> None:
+                mine = coupling.allocate("state") if lent else state
+                mine[:] = number
+                coupling.push(snapshot_at(first + number, mine))
+                settle(coupling)
+
+            assert faults_a_step(step) < allowed(size)
+            assert coupling.books["admitted"] >= LAST
+
+
+def serve_frames(folder: str, size: str) -> None:
+    """Child: a server on tcp."""
+    with serving(ANY, folder, act=False, limits=limits_for(int(size))) as server:
+        server.serve()
 
 
 @SIZES

@@ -12,7 +12,7 @@ import pytest
 from scripted import DT, FIELDS, SWITCH, ScriptedTask, Spinner, backtests
 
 from coupler.calibration import Calibration
-from coupler.contracts import Forecast
+from coupler.contracts import Backtest, Forecast
 from coupler.errors import PluginError
 from coupler.switch import Switch
 from ml_servers.arbiter import TRIAL_HORIZON, Arbiter, Surroundings, Verdict
@@ -248,3 +248,14 @@ def test_back_tests_that_are_withdrawn_say_that_the_dynamics_changed() -> None:
     assert (verdict.action, verdict.state.reason) == (Action.DIRECT, "the dynamics changed")
     arbiter.trained(2, backtests())
     assert walk(arbiter, sim, 1)[0].state.reason == "the model is on trial"
+
+
+@pytest.mark.parametrize(("longest", "error", "hopeful"), [(10, 1e-6, True), (9, 1e-6, False), (10, 10.0, False)])
+def test_a_model_promises_once_it_keeps_the_tolerance_over_a_quarter_of_the_shortest_horizon(
+    longest: int, error: float, hopeful: bool
+) -> None:
+    arbiter, _ = made(switch=msgspec.structs.replace(SWITCH, min_horizon=40))
+    arbiter.calibrated([])
+    assert not arbiter.promising
+    arbiter.calibrated([Backtest(h, error, error) for h in (1, longest) for _ in range(40)])
+    assert arbiter.promising == hopeful

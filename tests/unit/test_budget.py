@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_servers.budget import AT_ONCE, BURST, LOOKS, MAX_LEASE, QUIET, Budget
+from ml_servers.budget import AT_ONCE, BURST, LOOKS, MAX_LEASE, PROMISE, QUIET, Budget
 
 STEP_S = 0.1
 
@@ -95,3 +95,12 @@ def test_budgets_of_nothing_and_without_end(overhead: float) -> None:
 def test_figures_that_cannot_be_durations_count_as_none(bad: float) -> None:
     budget = Budget(overhead=0.01, steps=100, streamed=BURST, burst=BURST, looks=len(LOOKS)).asked(bad, bad, bad, 100)
     assert (budget.spent_s, budget.direct_step_s) == (0.0, 0.0) and budget.lease(10)[0] == 1
+
+
+def test_a_model_that_promises_to_pay_is_given_more_until_it_stops_promising() -> None:
+    budget = Budget(overhead=0.05, steps=10_000).asked(STEP_S, 0.0, 0.0, 10_000).trained(60.0)
+    assert budget.spent_s > budget.allowed_s(0) and budget.share(0) < 0.01
+    hopeful = budget.asked(STEP_S, 0.0, 0.0, 10_000, promising=True)
+    assert hopeful.allowed_s(0) == pytest.approx(PROMISE * budget.allowed_s(0)) and hopeful.share(0) == 1.0
+    assert hopeful.trained(60.0).share(0) < 0.01  # but not without end
+    assert hopeful.asked(STEP_S, 0.0, 0.0, 10_000).share(0) < 0.01

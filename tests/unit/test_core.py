@@ -430,6 +430,20 @@ def test_a_standing_ask_without_its_controls_is_refused() -> None:
     assert isinstance(send, Send) and isinstance(send.message, Refusal) and "force" in send.message.reason
 
 
+def test_a_rank_that_had_heard_nothing_for_a_while_goes_on_where_it_was() -> None:
+    host = Host(make_core(ScriptedTask()), ranks=2)
+    host.run(3)
+    assert host.ask(0) == []  # its part is kept until the other rank's comes
+    again = msgspec.structs.replace(host.greeting(1), epoch=host.epoch[1], seq=host.seq[1] + 2)
+    sends = [i for i in host.core.handle(b"rank-1", again, {}) if isinstance(i, Send)]
+    welcome, ack = (send.message for send in sends)
+    assert isinstance(welcome, Welcome) and welcome.epoch == host.epoch[1]
+    assert isinstance(ack, Ack) and ack.lost == (host.seq[1] + 1, host.seq[1] + 2)
+    host.seq[1] += 2
+    answers = [i.message for i in host.ask(1) if isinstance(i, Send)]
+    assert [type(message) for message in answers] == [Advice, Advice]
+
+
 def test_hello_again_starts_anew_and_old_messages_are_fenced() -> None:
     host, _ = hosted(2)
     host.run(3)

@@ -128,6 +128,18 @@ def test_a_silent_server_costs_no_wait() -> None:
     }
 
 
+def test_a_solver_whose_steps_take_longer_than_any_silence_is_answered_all_the_same() -> None:
+    server = Server()
+    server.link.at_once = False  # the answer comes while the solver works
+    coupling, sim = coupled(server)
+    advices = []
+    for _ in range(10):
+        advices += go(coupling, sim, 1)
+        server.link.now += 30.0
+    assert [type(message) for message in server.link.sent].count(Hello) == 1
+    assert {a.reason for a in advices[2:]} == {"told so"} and not coupling.books["dropped"].get("lost with the server")
+
+
 def test_a_refusal_is_the_reason_ever_after() -> None:
     server = Server()
     server.link.answer = lambda _message, _blocks: [(Refusal("wrong run"), {})]
@@ -662,3 +674,12 @@ def test_an_audit_that_nobody_answers_ends_with_the_deadline(tmp_path: Path) -> 
     advice = coupling.finish(sim.snapshot())
     assert advice.action is Action.STOP and "not answered" in advice.reason
     assert server.link.now - before == pytest.approx(TERMS.deadline_s)
+
+
+def test_an_advised_dt_does_not_outlive_its_server() -> None:
+    server = Server()
+    server.otherwise = lambda ask, n: direct(ask, n, dt=4 * DT)
+    coupling, sim = coupled(server)
+    assert go(coupling, sim, 3)[-1].dt == 4 * DT
+    server.otherwise = None  # it is gone
+    assert [a.dt for a in go(coupling, sim, 12)] == [4 * DT] * 8 + [DT] * 4

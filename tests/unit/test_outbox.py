@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coupler.bulks import folder, shared
+from coupler.bulks import folder, growing, shared
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import ADIOS_BYTES, FAR, SMALL_BYTES, BulkRules, choose, outlook
-from coupler.bulks.outbox import Outbox
+from coupler.bulks.outbox import IN_PLACE_BYTES, Outbox
 from coupler.bulks.shared import RingReader
 from coupler.errors import LinkError
 from schemas import wire
@@ -131,6 +131,78 @@ def test_a_lent_array_is_sent_where_it_lies(pair: Pair) -> None:
     pair.outbox.undo(parcel)
     assert pair.outbox.lend("x", (2 * BIG,), "<f8").shape == (2 * BIG,)  # too large for a slot: ordinary memory
     del lent, frame
+
+
+LARGE = IN_PLACE_BYTES // 8
+
+
+def framed(value: float) -> dict[str, Block]:
+    return {"x": Block(np.full(LARGE, value), (0,)), "s": Block(np.array(value), ())}
+
+
+def test_what_is_copied_for_frames_lies_in_memory_that_was_there(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, "inline")
+    pair.outbox.staging = True
+    small = {"x": Block(np.full(LARGE - 1, 1.0), (0,))}
+    assert not pair.outbox.put(0, 0.0, small).in_place
+    seen = set()
+    for turn in range(12):
+        blocks = framed(float(turn))
+        parcel = pair.outbox.put(turn, 0.0, blocks)
+        blocks["x"].array[:] = -1.0  # the caller's again
+        assert parcel.in_place and (np.frombuffer(parcel.frames[0]) == turn).all()
+        seen.add(np.frombuffer(parcel.frames[0]).__array_interface__["data"][0])
+        pair.outbox.sent(parcel, turn + 1)
+        pair.outbox.free(turn + 1)
+    assert len(seen) == 4
+    wandering = {"p": Block(np.ones((LARGE, 3), ">f4"), (), np.arange(LARGE, dtype=np.int64))}
+    assert arrived(pair.send(wandering), wandering) and pair.outbox.put(1, 0.0, wandering).in_place
+    pair.outbox.close()
+
+
+def test_a_lent_array_that_travels_in_frames_is_sent_where_it_lies(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, "inline")
+    parcel = pair.outbox.put(0, 0.0, framed(0.0))
+    assert not parcel.in_place and not parcel.slots  # the Link copies
+    pair.outbox.staging = True
+    plain = pair.outbox.lend("x", (LARGE,), "<f8")  # before the first state nobody knows what a slot must hold
+    plain[:] = 1.0
+    assert arrived(pair.send({**framed(1.0), "x": Block(plain, (0,))}), framed(1.0))
+    lent = pair.outbox.lend("x", (LARGE,), "<f8")
+    lent[:] = 2.0
+    parcel = pair.outbox.put(1, 0.0, {**framed(2.0), "x": Block(lent, (0,))})
+    assert parcel.in_place and np.shares_memory(np.frombuffer(parcel.frames[0]), lent)
+    pair.outbox.sent(parcel, 100)
+    kept = [pair.outbox.put(2, 0.0, framed(3.0)) for _ in range(4)]
+    assert [one.in_place for one in kept] == [True, True, True, False]  # there are four slots
+    assert np.frombuffer(kept[-1].frames[0])[0] == 3.0
+    pair.outbox.free(100)
+    assert not pair.outbox.put(3, 0.0, framed(4.0)).in_place  # it was read, but somebody still uses the array
+    del lent
+    assert pair.outbox.put(3, 0.0, framed(4.0)).in_place
+    pair.outbox.close()
+
+
+def test_what_never_changes_is_sent_where_it_lies(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, "inline", unchanging=True)
+    blocks = framed(1.0)
+    parcel = pair.outbox.put(0, 0.0, blocks)
+    assert parcel.in_place and np.shares_memory(np.frombuffer(parcel.frames[0]), blocks["x"].array)
+    pair.outbox.close()
+
+
+def test_without_memory_for_slots_the_link_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int, **__: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    pair = Pair(tmp_path, "inline")
+    pair.outbox.staging = True
+    monkeypatch.setattr(growing.mmap, "mmap", full)
+    for turn in range(3):
+        lent = pair.outbox.lend("x", (LARGE,), "<f8")
+        lent[:] = turn
+        assert arrived(pair.send({"x": Block(lent, (0,))}), {"x": Block(np.full(LARGE, float(turn)), (0,))})
+    pair.outbox.close()
 
 
 def test_where_there_is_no_room_it_goes_inline_and_says_so(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,10 +76,12 @@ class ProtocolPair(RuleBasedStateMachine):
         if fate == "lost":
             return
         if isinstance(message, Hello):
+            known = self.server.knows(b"rank-0", message)
             answer = self.server.hello(b"rank-0", message)
-            assert isinstance(answer, Welcome) and answer.epoch > self.highest_epoch
-            self.highest_epoch = answer.epoch
-            self.down.append(answer)
+            assert isinstance(answer, Welcome)
+            assert answer.epoch == message.epoch if known else answer.epoch > self.highest_epoch
+            self.highest_epoch = max(self.highest_epoch, answer.epoch)
+            self.down += [answer, self.server.ack(0)]
             return
         stream = self.server.streams.get(0)
         if self.server.admit(b"rank-0", message):
@@ -165,6 +167,25 @@ def test_hello_is_said_again_only_after_silence() -> None:
     assert client.due_hello(100.0) is None  # nothing was asked: nothing is missing
     client.stamp(snapshot(), (), 100.0, sample=True)
     assert client.due_hello(101.9) is None and client.due_hello(102.1) is not None and client.due_hello(103.0) is None
+
+
+def test_a_server_that_was_only_slow_is_told_from_one_that_came_back() -> None:
+    client, server = ClientProtocol(HELLO, SILENCE_S), ServerProtocol("r", (), CREDIT)
+    client.receive(server.hello(b"rank-0", client.due_hello(0.0) or HELLO), {})
+    stamps = [client.stamp(snapshot(), (), 0.0, sample=True) for _ in range(3)]
+    server.admit(b"rank-0", stamps[0])  # its acknowledgement and the other two are lost on the way
+    again = client.due_hello(3.0)
+    assert again is not None and (again.epoch, again.seq) == (1, 3)
+    client.receive(server.hello(b"rank-0", again), {})
+    assert client.epoch == 1 and client.books.in_flight == 3  # the same server: nothing is given up
+    client.receive(server.ack(0), {})
+    assert client.books.admitted == 1 and client.books.dropped == {"lost on the way": 2} and client.may_send
+    assert not server.admit(b"rank-0", stamps[1])  # late: it counts as lost already
+    assert server.streams[0].lost == 2
+    other = ServerProtocol("r", (), CREDIT)
+    answer = other.hello(b"rank-0", again)  # it does not know the client: whatever its own count, the epoch rises
+    assert isinstance(answer, Welcome) and answer.epoch == 2
+    assert not server.knows(b"another", again)
 
 
 def test_a_refused_or_closed_client_says_nothing_more() -> None:

@@ -159,7 +159,8 @@ def test_without_a_coupling_a_trace_record_stands_for_many_steps(tmp_path: Path)
     standing = Standing(14)
     for row in rows:
         standing.add(row)
-    assert standing.step == 14 and standing.direct_s == pytest.approx([step_s] * 2) and standing.net_speedup is not None
+    assert standing.step == 14 and standing.direct_s == pytest.approx([step_s] * 2)
+    assert standing.net_speedup == pytest.approx(1.0)  # nothing was learned; the last step was not made yet
     assert read_history([msgspec.convert(r, Record) for r in rows]).steps_by("direct") == 14
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import datetime
 import tomllib
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,7 +111,7 @@ def test_optional_sections_have_defaults() -> None:
 def test_nothing_physical_has_a_default() -> None:
     bare = run.parse('[run]\nname="a"\nsteps=1\nmode="off"\nrung="inline"\n[simulation]\nuse="x"\n')
     assert bare.switch.tolerance is None
-    assert msgspec.structs.astuple(bare.limits) == (None, None, None)
+    assert (bare.limits.dt, bare.limits.dt_min, bare.limits.dt_max) == (None, None, None)
     assert bare.guard == run.GuardSection(bounds={}, invariants={})
 
 

@@ -1,0 +1,50 @@
+"""The dt of the next direct step: what was advised, while that is fresh; less after a failure; cut at the end. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from coupler.guard import Guard
+from coupler.retry import Retry
+from coupler.terms import Terms
+from schemas.fields import Snapshot
+
+ROUNDING = 1e-6
+"""Relative difference up to which the dt of a state is the one that was given for the step to it."""
+
+
+class ChosenDt:
+    """Fed with what all ranks know, so that it is the same on all of them.
+
+    An advised dt is meant for the state that it answers and a few steps beyond. Where no newer one comes, because the
+    server is gone or the solver too fast for it, the simulation's own dt takes its place unless that is larger.
+    """
+
+    def __init__(self, terms: Terms, guard: Guard) -> None:
+        """Args: terms: Terms of the run. guard: Its limits of dt."""
+        self._terms, self._guard = terms, guard
+        self._retry = Retry(terms.keep_every)
+        self._advised, self._answers = 0.0, 0
+        self._own = 0.0
+        self._given = math.nan  # dt of the last step, where it came from an Advice
+
+    def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
+        """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
+        self._advised = advised if advised or not goes_on else self._advised
+        self._answers = answers
+
+    def next(self, snapshot: Snapshot) -> float:
+        """The dt of a direct step from here."""
+        if not math.isclose(snapshot.dt, self._given, rel_tol=ROUNDING):  # the simulation's own choice
+            self._own = snapshot.dt
+        own = self._terms.dt or self._own
+        dt = self._guard.dt(self._advised, own)
+        if snapshot.step - self._answers > self._terms.dt_steps:
+            dt = min(dt, own)
+        dt = self._terms.cut(min(dt, self._retry.limit(snapshot.step)), snapshot.time)
+        self._given = dt if self._advised else math.nan
+        return dt
+
+    def failed(self, step: int, dt: float) -> float:
+        """A step of dt from `step` failed; the dt to try next, 0 when enough was tried."""
+        return self._retry.failed(step, dt)
