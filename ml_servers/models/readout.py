@@ -49,9 +49,11 @@ def fit(latents: Floats, observables: Floats, kept_out: int) -> Readout:
 
     Args:
         latents: Shape (n, r), in the order of time.
-        observables: Shape (n, m).
+        observables: Shape (n, m); m may be 0.
         kept_out: The newest states, used to choose the degree; the chosen one is fitted to all.
     """
+    if not observables.shape[1]:
+        return _solve(latents, observables, 1, 0)
     train = max(len(latents) - kept_out, 1)
     best, lowest = (1, 0), np.inf
     for degree in (1, 2, 3, 4):

@@ -60,7 +60,8 @@ def wake(n: int, start: complex = 0.02, first: int = 0, inflow: float = 1.0) -> 
 
 
 def make(**settings: object) -> Propagator:
-    return Propagator(fields=WAKE, seed=1, **({"models": ("affine",), "rank": 12, "window": 160} | settings))  # type: ignore[arg-type]
+    told = {"fields": WAKE, "models": ("affine",), "rank": 12, "window": 160} | settings
+    return Propagator(seed=1, **told)  # type: ignore[arg-type]
 
 
 def feed(task: Propagator, snapshots: Iterator[Snapshot], every: int = 1) -> list[Report]:
@@ -268,3 +269,28 @@ def test_a_network_wins_where_the_frequency_depends_on_the_amplitude() -> None:
     served.restore(task.state())
     again = served.forecast(now, 30)
     assert again.arrays is not None and again.arrays["x"] == forecast.arrays["x"] and again.error == forecast.error
+
+
+def front(n: int, steepness: float) -> Iterator[Snapshot]:
+    """A wave that travels round in 61.3 steps; the steeper it is, the more harmonics it has."""
+    x = np.linspace(0, 2 * np.pi, 1200, endpoint=False)
+    for step in range(n):
+        phase = x - 2 * np.pi * step / 61.3
+        yield snapshot(step, flow=np.tanh(steepness * np.sin(phase)).reshape(40, 30))
+
+
+@pytest.mark.parametrize(
+    ("steepness", "rank", "low", "high"), [(0.5, None, 2, 24), (40.0, None, 25, 128), (40.0, 24, 2, 24)]
+)
+def test_steep_waves_get_the_modes_that_they_need(steepness: float, rank: int | None, low: int, high: int) -> None:
+    task = make(fields=WAKE[:1], rank=rank, window=256)
+    feed(task, front(256, steepness), every=8)
+    served = task._served
+    assert served is not None and low <= served.reduction.rank <= high
+    if steepness > 1.0:
+        start = next(iter(front(1, steepness)))
+        last = list(front(41, steepness))[-1]
+        forecast = task.forecast(start, 40)
+        assert forecast.arrays is not None
+        error = relative_error(WAKE[:1], forecast.arrays, {"flow": last["flow"]}, forecast.scales)
+        assert (error < 0.02) == (rank is None)
