@@ -67,11 +67,6 @@ class GrowingRing:
         self._store: Store | None = None
         self._old: list[Store] = []  # too small, but not read to the end yet
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is a ring already."""
-        return self._store is not None
-
     def put(self, blocks: Mapping[str, Block]) -> tuple[Ring, int, dict[str, Place]] | None:
         """Fills a slot, as `Ring.put`; None when no slot is free.
 

@@ -13,6 +13,8 @@ What libzmq does not promise is promised here or denied here:
   those of a live connection by libzmq, those of a dead one here (and counted), because they have lost their name.
 - Each link has a libzmq context of its own (one I/O thread), so `close` leaves no socket, thread or file behind, and a
   listener's allow-list answers for this listener alone. A link does not survive `fork`; start processes with spawn.
+- The first `send_in_place` of a large frame starts a thread of pyzmq, which hears when frames have left. It serves the
+  whole process and ends with it.
 
 A peer that reads nothing while its queue is full is, to libzmq's heartbeats, the same as a dead one, since it stops
 answering pings: on tcp it is disconnected after `2 * heartbeat_s`, loses what was under way and is connected again.
