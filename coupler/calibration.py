@@ -18,6 +18,8 @@ from coupler.contracts import Backtest
 
 FLOOR = 1e-12
 """Smallest error estimate that is divided by."""
+SHORTEST_STRETCH = 40
+"""Learners look at new states by the dozen."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -75,6 +77,20 @@ class Calibration(msgspec.Struct, frozen=True):
                 break
             best = h
         return min(best, cap)
+
+    def stretch(self, tolerance: float, cap: int) -> int:
+        """Direct steps in a row that would allow twice the present horizon; 0 when data are not what limits it.
+
+        They do when the bound is below half of the tolerance, so that twice the horizon would keep it too, and the next
+        longer horizon has too few back-tests, or none.
+        """
+        usable = self.horizon(tolerance, cap)
+        if not 0 < usable < cap or self.bound(usable, self.estimates.get(usable, math.inf)) > 0.5 * tolerance:
+            return 0
+        if any(h > usable and math.isfinite(self.quantile(h)) for h in self.ratios):
+            return 0
+        needed = math.ceil(self.coverage / (1.0 - self.coverage))
+        return max(2 * usable + needed, SHORTEST_STRETCH)
 
     def observed(self, bound: float, error: float) -> Calibration:
         """Counts one live forecast whose error became known."""

@@ -4,11 +4,13 @@
     --------  ----------  --------------------------------------------------------------------------------------
     DIRECT    TRIAL       the model is able (see below) and the cool-down after the last failure is over
     TRIAL     DIRECT      the model is not able, or a live forecast missed the tolerance (the cool-down doubles)
-    TRIAL     LEARNED     `confirm` live forecasts in a row kept the tolerance; before, it integrates directly
+    TRIAL     LEARNED     `confirm` live forecasts in a row kept the tolerance, and a stretch (see below) is over;
+                          before, it integrates directly
     LEARNED   LEARNED     the model is able and the steps since the last verified state leave room for a horizon
     LEARNED   AUDIT       no room is left, or the model is no longer able: integrate directly and compare
     AUDIT     LEARNED     the step error keeps the tolerance; the state is verified, the audit spacing doubles
     AUDIT     DIRECT      it keeps it but the model is not able, or the host refused what it was told
+    AUDIT     TRIAL       it keeps it, and a stretch of direct steps would pay: it allows longer horizons (see below)
     AUDIT     DIRECT      it does not: REWIND to the last verified state; the spacing and the cool-down start anew
     DIRECT    AUDIT       the host says it stands at a learned state all the same (a late Advice); so from TRIAL
     any       DIRECT      a control left the trained range, the stream shows that the dynamics changed, or the host
@@ -19,6 +21,9 @@ at least `min_horizon` steps whose calibrated bound keeps the tolerance; the bou
 adopted must keep it too. The horizon is cut so that it never passes the next step that the host must hit, and so that
 an audit fits in before the next known change of a control and the end of the run. Hysteresis: `confirm` good forecasts
 to go in, one bad audit to go out, and a cool-down that doubles.
+
+A stretch pays when the data limit the horizon, not the error, and the audits that a horizon of twice the length saves
+until the next event are at least twice as many steps. There is no other one before the horizon has grown.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ MAX_SPACING = 1 << 20
 """Learned steps between two audits at most; doubling alone knows no end."""
 REFUSED = "the host refused the learned state"
 UNSURE = "the bound of this forecast is above the tolerance"
+STRETCH = "a stretch of direct steps, which allows longer horizons"
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +61,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         changed: Whether the stream shows that the dynamics changed.
         drift: Largest relative drift of an invariant over its limit; above 1 the limit is broken.
         refused: Whether the host did not carry out the last decision.
+        stretch: Direct steps in a row that would allow a longer horizon; 0 when the data do not limit it.
     """
 
     step: int
@@ -70,6 +77,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     changed: bool = False
     drift: float = 0.0
     refused: bool = False
+    stretch: int = 0
 
 
 class SwitchState(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +98,7 @@ class SwitchState(msgspec.Struct, frozen=True, kw_only=True):
         fallbacks: Times it went back to direct steps, but for audits that passed and events that were announced.
         rewinds: Times it rewound.
         audits: Audits closed.
+        stretched: Horizon at which a stretch was made last.
     """
 
     phase: Phase = "direct"
@@ -106,6 +115,7 @@ class SwitchState(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: int = 0
     rewinds: int = 0
     audits: int = 0
+    stretched: int = 0
 
 
 class Switch(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +216,16 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
             return self._fail(state, e, REFUSED)
         if obstacle := self._obstacle(e) or ("the model must pass a trial first" if state.good < self.confirm else ""):
             return self._leave(state, e, obstacle)
+        if self._pays(state, e):
+            resume = e.step + e.stretch
+            changed = {"phase": "trial", "good": 0, "horizon": 0, "resume": resume, "stretched": e.horizon}
+            return Action.DIRECT, _set(state, reason=STRETCH, **changed)
         return self._advance(state, e)
+
+    def _pays(self, state: SwitchState, e: Evidence) -> bool:
+        """Whether a stretch of direct steps saves at least twice as many steps of audits until the next event."""
+        saved = e.leeway * self.audit_steps / (2 * max(e.horizon, 1))
+        return 0 < 2 * e.stretch <= saved and e.horizon > state.stretched and e.bound <= self.tolerance
 
     def _enter_trial(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
         if e.step < state.resume:
@@ -214,12 +233,11 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
         return Action.DIRECT, _set(state, phase="trial", good=0, reason="the model is on trial")
 
     def _trial(self, state: SwitchState, e: Evidence) -> tuple[Action, SwitchState]:
-        if math.isnan(e.error):
-            return Action.DIRECT, _set(state, reason="the model is on trial")
+        state = _set(state, reason=STRETCH if e.step < state.resume else "the model is on trial")
         if e.error > self.tolerance:
             return self._fail(state, e, f"a live forecast missed by {e.error:.3g}")
-        state = _set(state, good=state.good + 1, reason="the model is on trial")
-        if state.good < self.confirm:
+        state = _set(state, good=state.good + (not math.isnan(e.error)))
+        if e.step < state.resume or state.good < self.confirm:
             return Action.DIRECT, state
         action, after = self._advance(_set(state, blended=0), e)
         return action, _set(after, switches=state.switches + (action is Action.LEARNED))

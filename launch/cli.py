@@ -80,7 +80,7 @@ def check(case: Path, /, *, settings: Settings | None = None) -> None:
     for process in processes:
         say(f"# {process.name}: {f'nice -n {process.nice} ' if process.nice else ''}{shlex.join(process.argv)}")
     if spec.run.mode != "off":
-        for line in choice.outlook(connect.bulk_rules(spec), available()):
+        for line in choice.outlook(connect.bulk_rules(spec), available(), connect.no_shared_memory(spec)):
             say(f"# {line}")
     if spec.run.rung == "mpi" and plan.find_mpiexec() is None:
         say("# no mpiexec is beside python or on PATH: install the mpich wheel (pip install mpich)")

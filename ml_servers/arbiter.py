@@ -260,6 +260,7 @@ class Arbiter:
             changed=self._changed,
             drift=self._drift,
             refused=around.refused,
+            stretch=self.calibration.stretch(self.switch.tolerance, self.max_horizon),
         )
 
     def _wanted(self, evidence: Evidence) -> int:

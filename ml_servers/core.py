@@ -16,7 +16,7 @@ from coupler.protocol.server import ServerProtocol
 from ml_servers import answers
 from ml_servers.answers import surroundings, unusable
 from ml_servers.arbiter import Arbiter, Verdict
-from ml_servers.budget import Budget
+from ml_servers.budget import BURST, Budget
 from ml_servers.joining import Rounds, with_invariants
 from ml_servers.serving import MakeTask, ServingTask
 from ml_servers.settings import CoreSettings
@@ -365,4 +365,6 @@ class ServerCore:
         dt_is_wanted = self._dt_task != "" and self.settings.advise  # in mode `shadow` nobody follows it
         if advice.action is Action.DIRECT and advice.phase == "direct" and not dt_is_wanted:
             lease, self.budget = self.budget.lease(step - (agreed.step if agreed else 0))
+            if lease >= BURST:
+                advice = msgspec.structs.replace(advice, reason=f"the budget is spent; {advice.reason}")
         return msgspec.structs.replace(advice, lease=lease)

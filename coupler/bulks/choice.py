@@ -49,22 +49,23 @@ class Route(NamedTuple):
     why: str
 
 
-def outlook(rules: BulkRules, adios: str) -> list[str]:
+def outlook(rules: BulkRules, adios: str, no_shared: str = "") -> list[str]:
     """What `choose` will do, in words, before the sizes are known.
 
     Args:
         rules: What the run file says.
         adios: Why ADIOS2 cannot be used; empty when it can.
+        no_shared: Why shared memory is not used; empty when it may be.
     """
+    streams = "in frames" if adios else f"from {ADIOS_BYTES} bytes in ADIOS2 SST streams, smaller ones in frames"
     ways = {
         "inline": "in frames of the message",
         "shared": "in slots of shared memory, or in frames where the server does not see this node's",
         "adios": f"in frames, because {adios}" if adios else "in ADIOS2 SST streams",
-        "auto": (
-            f"from {SMALL_BYTES} bytes in slots of shared memory where the server sees this node's, else "
-            + ("in frames" if adios else f"from {ADIOS_BYTES} bytes in ADIOS2 SST streams, smaller ones in frames")
-        ),
+        "auto": f"from {SMALL_BYTES} bytes in slots of shared memory where the server sees this node's, else {streams}",
     }
+    if no_shared:
+        ways["shared"] = ways["auto"] = f"in frames: {no_shared}"
     others = [f"{field}: {ways[use]}" for field, use in rules.fields.items()]
     return [f"arrays: {ways[rules.use]}", *others]
 

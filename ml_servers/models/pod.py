@@ -262,6 +262,24 @@ def whole(sizes: tuple[int, ...], rows: Floats32, origin: Floats) -> Reduction:
     return Reduction(sizes, mean + origin, scales, None)
 
 
+def principal(full: Reduction, rows: Floats32, origin: Floats) -> tuple[Floats, Floats32]:
+    """The modes of states that are small enough for a covariance of their values.
+
+    Args:
+        full: Their coordinates in full, as `whole` gives them.
+        rows: Training states, shape (n, width), relative to `origin`.
+        origin: Shape (width,).
+
+    Returns:
+        What the first 0, 1, ... modes leave out, as a share of the rms fluctuation, shape (width + 1,), and the modes,
+        shape (width, width).
+    """
+    states = (rows + (origin - full.mean)) / np.repeat(full.factors, full.sizes)
+    values, vectors = np.linalg.eigh(states.T @ states / len(states))
+    left_out = np.sqrt(np.append(np.cumsum(np.maximum(values, 0.0))[::-1], 0.0))
+    return left_out, np.ascontiguousarray(vectors[:, ::-1].T, np.float32)
+
+
 def build(sizes: tuple[int, ...], rows: Floats32, train: Indices, found: Decomposition, origin: Floats) -> Reduction:
     """The reduction of large states: builds the modes of a decomposition in full, orthonormal to float32 accuracy.
 

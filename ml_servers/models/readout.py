@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ml_servers.models.polynomial_terms import most_leading, solve, terms
 
 Floats = NDArray[np.float64]
 
@@ -35,15 +35,6 @@ class Readout:
         return values
 
 
-def terms(latents: Floats, degree: int, leading: int) -> Floats:
-    """1, all coordinates, and all products of 2 to `degree` of the leading ones: (n, r) to (n, terms)."""
-    columns = [np.ones(len(latents)), *latents.T]
-    for order in range(2, degree + 1):
-        for chosen in combinations_with_replacement(range(leading), order):
-            columns.append(np.prod(latents[:, chosen], axis=1))
-    return np.stack(columns, axis=1)
-
-
 def fit(latents: Floats, observables: Floats, kept_out: int) -> Readout:
     """Fits polynomials of degree 1 to 4 and keeps the one that is best on states it has not seen.
 
@@ -57,7 +48,7 @@ def fit(latents: Floats, observables: Floats, kept_out: int) -> Readout:
     train = max(len(latents) - kept_out, 1)
     best, lowest = (1, 0), np.inf
     for degree in (1, 2, 3, 4):
-        leading = _leading(latents.shape[1], degree, min(_MOST_TERMS, train // 4))
+        leading = most_leading(latents.shape[1], degree, min(_MOST_TERMS, train // 4))
         if degree > 1 and not leading:
             break
         found = _solve(latents[:train], observables[:train], degree, leading)
@@ -67,16 +58,5 @@ def fit(latents: Floats, observables: Floats, kept_out: int) -> Readout:
     return _solve(latents, observables, *best)
 
 
-def _leading(rank: int, degree: int, most: int) -> int:
-    fitting = (q for q in range(rank, 0, -1) if comb(q + degree, degree) <= most)
-    return next(fitting, 0) if degree > 1 else 0
-
-
 def _solve(latents: Floats, observables: Floats, degree: int, leading: int) -> Readout:
-    design = terms(latents, degree, leading)
-    size = np.sqrt((design**2).mean(axis=0))
-    size[size == 0] = 1.0
-    scaled = design / size
-    normal = scaled.T @ scaled + _RIDGE * len(design) * np.eye(len(size))
-    weights = np.linalg.solve(normal, scaled.T @ observables).T / size
-    return Readout(degree, leading, weights)
+    return Readout(degree, leading, solve(terms(latents, degree, leading), observables, _RIDGE))

@@ -79,21 +79,42 @@ def horizon_errors(
     return found
 
 
-def log_score(errors: Mapping[int, Errors], least: int = 3) -> dict[int, float]:
-    """Logarithm of the rms error at each horizon with at least `least` starts (or at all, when none has as many)."""
-    enough = {h: e for h, e in errors.items() if len(e.observed) >= least} or errors
-    return {h: float(0.5 * np.log(np.mean(e.observed**2) + 1e-24)) for h, e in enough.items()}
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What back-tests found, so that models can be compared whose errors are relative to different scales.
 
-
-def gain(candidate: Mapping[int, float], rival: Mapping[int, float]) -> float:
-    """Mean logarithm by which a candidate's errors are smaller than a rival's, over the horizons of both.
-
-    Weights grow with the root of the horizon: short horizons mostly show what the latent space leaves out, long ones
-    how the dynamics drift, but from fewer independent starts.
+    Attributes:
+        logs: Logarithm of the rms error at each horizon, in a unit common to all models.
+        lost: Horizons at which the error is as large as the fluctuation itself: such a forecast says nothing.
     """
-    common = sorted(candidate.keys() & rival.keys())
-    gains = [rival[h] - candidate[h] for h in common]
-    return float(np.average(gains, weights=np.sqrt(common))) if common else 0.0
+
+    logs: Mapping[int, float]
+    lost: frozenset[int]
+
+    @classmethod
+    def of(cls, errors: Mapping[int, Errors], unit: float = 0.0, least: int = 3) -> Scores:
+        """From back-tests: horizons with at least `least` starts (or all, when none has as many).
+
+        Args:
+            errors: The back-tests.
+            unit: Logarithm of what one unit of relative error is worth in the common unit.
+            least: See above.
+        """
+        enough = {h: e for h, e in errors.items() if len(e.observed) >= least} or errors
+        found = {h: float(0.5 * np.log(np.mean(e.observed**2) + 1e-24)) for h, e in enough.items()}
+        return cls({h: log + unit for h, log in found.items()}, frozenset(h for h, log in found.items() if log >= 0.0))
+
+    def gain_over(self, rival: Scores) -> float:
+        """Mean logarithm by which these errors are smaller than a rival's, over the horizons of both.
+
+        Weights grow with the root of the horizon: short horizons mostly show what the latent space leaves out, long
+        ones how the dynamics drift, but from fewer independent starts. Horizons that are lost to both do not count:
+        beyond what can be predicted (chaos) all models are alike.
+        """
+        common = sorted(self.logs.keys() & rival.logs.keys())
+        common = [h for h in common if not (h in self.lost and h in rival.lost)] or common
+        gains = [rival.logs[h] - self.logs[h] for h in common]
+        return float(np.average(gains, weights=np.sqrt(common))) if common else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_servers.models.pod import Reduction
-from ml_servers.tasks.backtest import Dynamics, Persistence, gain
-from ml_servers.tasks.search import Window, scores_of
+from ml_servers.tasks.backtest import Dynamics, Persistence
+from ml_servers.tasks.search import scores_of
 from ml_servers.tasks.served import Served
 from ml_servers.tasks.trajectory import Course
+from ml_servers.tasks.window import Window
 
 Floats = NDArray[np.float64]
 
@@ -82,11 +83,12 @@ class Contest:
         if not errors or np.sqrt(np.mean(errors[min(errors)].observed ** 2)) > self.serve_below:
             return False
         if rival is None:
-            return gain(mine, scores_of(Persistence(), contender.course, runs, contender.scales)[1]) > _WORTH_SERVING
+            nothing_changes = scores_of(Persistence(), contender.course, runs, contender.scales)[1]
+            return mine.gain_over(nothing_changes) > _WORTH_SERVING
         if max(errors) < _EVIDENCE * rival.served.table.horizons[-1]:
             return False
         theirs = scores_of(rival.model, window.course(rival.space), runs, rival.space.scales)[1]
         needed = -float(np.log(1 - self.margin))
         if not all(rival.served.covers(window.controls[i]) for start, stop in runs for i in range(start, stop)):
             needed = -needed
-        return gain(mine, theirs) > needed
+        return mine.gain_over(theirs) > needed

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_servers.buffer import Buffer, Counts, Indices, View, rows_within
-from ml_servers.models.pod import Floats32, Gram
-from ml_servers.tasks.search import Window, split_point
+from ml_servers.models.pod import Floats32, Gram, chunks
 from ml_servers.tasks.trajectory import Layout, runs_of
+from ml_servers.tasks.window import Window, split_point
 from schemas.fields import Snapshot
 
 Floats = NDArray[np.float64]
@@ -17,6 +17,8 @@ BLOCK = 32
 """Products with the whole window take 12, 7, 5 ms a state of 540,000 values in blocks of 8, 16, 32 (window of 256)."""
 _REHEARSAL = 0.5
 _PIECE = 32
+_FAR = 10.0
+"""Mean square distance from the origin, over the mean square fluctuation, from which another origin is taken."""
 _SMALL_STATE_WINDOW = 16
 """A window of small states holds this many times as many of them."""
 
@@ -24,8 +26,9 @@ _SMALL_STATE_WINDOW = 16
 class Memory:
     """The window of stored states.
 
-    Large states are kept as float32 differences from the first one, and their inner products beside them. Small states
-    (at most `small` values) need no inner products; half their memory is a reservoir of old trajectories.
+    Large states are kept as float32 differences from an origin, which is the first one at first, and their inner
+    products beside them. Small states (at most `small` values) need no inner products; half their memory is a reservoir
+    of old trajectories.
     """
 
     def __init__(self, layout: Layout, window: int, window_bytes: int, small: int, seed: int) -> None:
@@ -105,6 +108,36 @@ class Memory:
         del self._pending[:BLOCK]
         if self._gram is not None:
             self._gram.update(self.rows, block)
+
+    def recentre(self) -> None:
+        """Takes the newest state for the origin when the states have gone far from it, as in a long transient.
+
+        What they have in common would leave few digits of a float32 for what tells them apart.
+        """
+        index = self._buffer.view().rows
+        if not len(index):
+            return
+        distance, fluctuation = self._spread(index)
+        if not np.any(distance > _FAR * fluctuation):
+            return
+        newest = self._buffer.rows[index[-1]].astype(np.float64)
+        for part in chunks(slice(0, self.layout.width)):
+            self.rows[:, part] -= newest[part].astype(np.float32)
+        self._origin = self.origin + newest
+        if self._gram is not None:
+            self._pending = index.tolist()
+            while self._pending:
+                self.ingest()
+
+    def _spread(self, index: Indices) -> tuple[Floats, Floats]:
+        """Mean square distance of some states from the origin and from their mean, by field, shape (fields,)."""
+        if self._gram is not None:
+            products = self._gram.of(index)
+            mean = products.mean(axis=(1, 2))
+            return mean, np.diagonal(products, axis1=1, axis2=2).mean(axis=1) - mean
+        rows = self._buffer.rows[index].astype(np.float64)
+        found = [(rows[:, f].mean(axis=0) ** 2, rows[:, f].var(axis=0)) for f in self.layout.slices]
+        return np.array([a.sum() for a, _ in found]), np.array([b.sum() for _, b in found])
 
     def controls(self, rows: Indices) -> Floats:
         """Controls of stored samples, shape (n, m)."""

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from coupler.contracts import Backtest, Forecast, Report
 from ml_servers.buffer import Counts, View
-from ml_servers.models.affine import Affine
+from ml_servers.models import affine
+from ml_servers.models.affine import Affine, Runs
+from ml_servers.models.networks import Ensemble
 from ml_servers.models.pod import Reduction
+from ml_servers.models.polynomial import Polynomial
 from ml_servers.tasks.backtest import (
     ENOUGH_STARTS,
     Errors,
@@ -26,7 +29,6 @@ from ml_servers.tasks.rounds import Rounds
 from ml_servers.tasks.search import (
     Candidate,
     Fitted,
-    Window,
     cloud_of,
     earlier_origins,
     finish,
@@ -34,14 +36,17 @@ from ml_servers.tasks.search import (
     search,
 )
 from ml_servers.tasks.served import Served
-from ml_servers.tasks.trajectory import Layout
+from ml_servers.tasks.trajectory import Course, Layout, clipped
 from ml_servers.tasks.watch import Watch
+from ml_servers.tasks.window import Window
 from schemas.fields import Array, FieldSpec, Snapshot
 
 Floats = NDArray[np.float64]
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
+_REFIT_SHARE = 0.125
+"""New states between attempts, at least, as a share of those held: networks get their time beside many states too."""
 _OUTGROWN = 4
 """Networks start again on a map of this many times as many states."""
 
@@ -49,18 +54,18 @@ _OUTGROWN = 4
 class Propagator:
     """Learned dynamics of all state fields, with the observables of every step and its own error.
 
-    Reduced coordinates (POD for large states) and an affine map of them, chosen among windows, ranks and estimators by
-    back-tests on the newest direct data; then an ensemble of small networks on top, where `models` has "network". A
-    candidate serves only if it beats the serving model on direct data that neither was trained on.
+    Reduced coordinates (POD) and an affine or polynomial map of them, chosen among windows, ranks and estimators by
+    back-tests on the newest direct data; and an ensemble of small networks that correct an affine map, where `models`
+    has "network". A candidate serves only if it beats the serving model on direct data that neither was trained on.
 
     The winner is fitted once more to all data, the hold-out included, before it serves. The back-tests that are
     reported at that moment are those of the same model before this refit, on data it had not seen: an upper estimate.
     They are replaced, horizon by horizon, as direct data arrive that the served model itself has not seen.
 
-    When its one-step error rises for good (Page-Hinkley), the dynamics have changed: the window starts again, reported
-    back-tests become empty, and the old model serves until a candidate of the new regime beats it. A control that
-    leaves the trained range makes forecasts `in_range = False`; if candidates trained there are as good as the serving
-    model on direct data, they replace it and widen the range.
+    When its one-step error rises for good (Page-Hinkley) and no one map fits all states, the dynamics have changed: the
+    window starts again, reported back-tests become empty, and the old model serves until a candidate of the new regime
+    beats it. A control that leaves the trained range makes forecasts `in_range = False`; if candidates trained there
+    are as good as the serving model on direct data, they replace it and widen the range.
     """
 
     owns: ClassVar[frozenset[str]] = frozenset({"arrays"})
@@ -70,7 +75,7 @@ class Propagator:
         *,
         fields: Sequence[FieldSpec],
         seed: int,
-        models: tuple[Literal["affine", "network"], ...] = ("affine", "network"),
+        models: tuple[Literal["affine", "polynomial", "network"], ...] = ("affine", "polynomial", "network"),
         rank: Positive | None = None,
         window: Positive = 256,
         window_bytes: Positive = 1 << 29,
@@ -79,7 +84,7 @@ class Propagator:
         holdout: Share = 0.33,
         margin: Share = 0.1,
         serve_below: Share = 0.1,
-        small_state: Positive = 64,
+        small_state: Positive = 256,
         network_members: Positive = 4,
         network_width: Positive = 32,
         network_updates: Positive = 400,
@@ -89,17 +94,19 @@ class Propagator:
         Args:
             fields: The declared fields.
             seed: Seed of the reservoir, the networks and their batches.
-            models: What may serve; "affine" is always tried.
+            models: What may serve; "affine" is always tried. A polynomial is found in milliseconds, where the
+                dynamics are near to one; a network takes minutes.
             rank: Modes at most. None tries up to 24, and more, up to 128, where those leave out more than 1 % of the
                 rms fluctuation.
             window: Large states in the training window at most; 16 times as many small ones.
             window_bytes: Memory of the training window at most.
             min_snapshots: Snapshots before the first attempt.
-            refit_every: New snapshots between attempts.
+            refit_every: New snapshots between attempts; an eighth of those held if that is more.
             holdout: Share of the window that is held out to judge candidates.
             margin: Share by which a candidate's errors must be smaller than the serving model's.
             serve_below: Relative error above which a model is not worth serving, even for a single step.
-            small_state: States of at most this many values need no reduction.
+            small_state: States of at most this many values count as small: their modes come from a covariance, not from
+                inner products of states, and many more of them are kept.
             network_members: Networks in the ensemble.
             network_width: Width of their two hidden layers.
             network_updates: Updates in a round of training, after which they are judged.
@@ -174,7 +181,8 @@ class Propagator:
 
     def _serve(self, served: Served | None, arrival: int) -> None:
         self._served = served
-        self._watch = None if served is None else Watch(served)
+        large = self._memory is not None and self._memory.large
+        self._watch = None if served is None else Watch(served, large=large)
         self._rival = None if served is None else Rival(served.dynamics, served.reduction, arrival, served)
         self._judged = 0
 
@@ -188,14 +196,20 @@ class Propagator:
         self._new += len(fresh)
         if self._watch is not None and len(fresh):
             self._check(memory, self._watch, fresh)
-        due = self._new >= self._refit_every and memory.counts.held >= self._min_snapshots
+        held = memory.counts.held
+        due = held >= self._min_snapshots and self._new >= max(self._refit_every, int(_REFIT_SHARE * held))
         training = self._rounds is not None and self._rounds.active
-        if memory.waiting >= BLOCK or (due and memory.waiting):
-            memory.ingest()
-        elif due:
+        if due:
+            # All that waits first, in this same piece of work: states that come faster than pieces of work are done
+            # would put the attempt off for ever.
+            while memory.waiting:
+                memory.ingest()
+            memory.recentre()
             self._new = 0
             after = self._rival.arrival if self._rival else -1
             self._attempt(memory.window(self._holdout, after, self._min_snapshots // 2))
+        elif memory.waiting >= BLOCK:
+            memory.ingest()
         elif self._rounds is not None and training:
             self._train(memory, self._rounds)
         return due or training or len(fresh) > 0
@@ -204,6 +218,10 @@ class Propagator:
         """Holds new direct states against the serving model: has the regime changed, what are its errors?"""
         latents, outside = watch.served.reduction.encode_rows(memory.rows, fresh.rows, memory.origin)
         if watch.add(fresh, latents, outside, memory.controls(fresh.rows)):
+            if watch.explained(memory.window(self._holdout)):
+                watch.at_ease()
+                self._new = max(self._new, self._refit_every)
+                return
             memory.clear()
             self._watch, self._rounds, self._backtests, self._new = None, None, {}, 0
         elif len(watch) >= self._judged + self._refit_every:
@@ -215,7 +233,7 @@ class Propagator:
     def _attempt(self, window: Window) -> None:
         """Searches for a better affine map, and starts a round of network training."""
         least = self._min_snapshots // 2
-        found = search(window, self._rank, least)
+        found = search(window, self._rank, least, polynomials="polynomial" in self._models)
         if found is None:
             return
         promoted = None
@@ -234,9 +252,11 @@ class Propagator:
         outgrown = self._rounds is None or len(window) > _OUTGROWN * self._based_on
         base: tuple[Affine, Reduction] | None = None
         if isinstance(found.coordinates, Reduction):
-            base = (found.model, found.coordinates) if outgrown else None
-        elif promoted is not None and isinstance(promoted.model, Affine):
-            base = (promoted.model, promoted.reduction)
+            runs = clipped(window.runs, found.train.start, found.train.stop)
+            base = (_affine(found.model, found.course, runs), found.coordinates) if outgrown else None
+        elif promoted is not None:
+            runs = clipped(window.runs, promoted.start, len(window))
+            base = (_affine(promoted.model, promoted.course, runs), promoted.reduction)
         if base is not None:
             members, width, updates = self._network_settings
             self._rounds = Rounds(*base, members=members, hidden=width, updates=updates, seed=self._seed)
@@ -276,3 +296,8 @@ class Propagator:
         # Through its own state: what serves here and what serves elsewhere are bitwise the same.
         self._serve(Served.of(served.state(), self._layout), arrival)
         self._backtests = backtests(errors, table)
+
+
+def _affine(model: Affine | Polynomial | Ensemble, course: Course, runs: Runs) -> Affine:
+    """An affine map of some runs, for networks to correct: the model itself where it is one."""
+    return model if isinstance(model, Affine) else affine.fit(course.latents, course.controls, runs)

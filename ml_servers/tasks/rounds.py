@@ -9,9 +9,10 @@ import numpy as np
 from ml_servers.models.affine import Affine, transitions
 from ml_servers.models.networks import Ensemble, Training, untrained
 from ml_servers.models.pod import Reduction
-from ml_servers.tasks.backtest import gain, horizon_errors, log_score
-from ml_servers.tasks.search import Fitted, Window
+from ml_servers.tasks.backtest import Scores, horizon_errors
+from ml_servers.tasks.search import Fitted
 from ml_servers.tasks.trajectory import clipped
+from ml_servers.tasks.window import Window
 
 _CHUNK = 20
 _PATIENCE = 3
@@ -92,6 +93,6 @@ class Rounds:
         assert self._training is not None and self._ensemble is not None
         before, self._ensemble, self._training = self._ensemble, self._training.ensemble(), None
         course, runs = window.course(self.reduction), window.held_out(after=self._arrival)
-        old, new = (log_score(horizon_errors(e, course, runs)) for e in (before, self._ensemble))
-        self._in_vain = 0 if gain(new, old) > _PROGRESS else self._in_vain + 1
+        old, new = (Scores.of(horizon_errors(e, course, runs)) for e in (before, self._ensemble))
+        self._in_vain = 0 if new.gain_over(old) > _PROGRESS else self._in_vain + 1
         return Trained(self.reduction, self._ensemble, course, 0, self._arrival)

@@ -1,9 +1,8 @@
-"""The search for the best affine model of a window: a ladder of windows, ranks and estimators, judged by back-tests."""
+"""The search for the best map of a window: a ladder of windows, ranks and estimators, judged by back-tests."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,112 +11,54 @@ from numpy.typing import NDArray
 from ml_servers.models import affine, readout
 from ml_servers.models.affine import Affine
 from ml_servers.models.networks import Ensemble
-from ml_servers.models.pod import Decomposition, Floats32, Gram, Reduction, build, decompose, whole
-from ml_servers.tasks.backtest import ENOUGH_STARTS, Dynamics, Errors, gain, horizon_errors, log_score
+from ml_servers.models.pod import Decomposition, Reduction, decompose
+from ml_servers.models.polynomial import Polynomial
+from ml_servers.tasks.backtest import ENOUGH_STARTS, LADDER, Dynamics, Errors, Scores, horizon_errors
+from ml_servers.tasks.estimators import AFFINE, POLYNOMIAL, Estimator
 from ml_servers.tasks.served import Cloud
-from ml_servers.tasks.trajectory import Course, Layout, clipped
+from ml_servers.tasks.spaces import STATES_PER_MODE, in_full, rank_of, spaces_of
+from ml_servers.tasks.trajectory import Course, clipped
+from ml_servers.tasks.window import Window, split_point
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-_RANKS = (2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128)
-_FEW = 24
-"""Modes up to which every rank is tried; more only as long as fewer leave out more than `_LEFT_OUT`: they cost time."""
-_LEFT_OUT = 0.01
-"""Of the rms fluctuation."""
-_STATES_PER_MODE = 2.5
-_NEXT_WINDOW = 0.7
+_NEXT_WINDOW, _PATIENCE = 0.7, 3
+"""Each window beside the one before, and shorter ones in a row without success after which the search ends."""
 _REFINED_BONUS = 0.05
 """A refined map is preferred when it is worse by less than this share: hold-outs are short beside what maps are for."""
+_AFFINE_BONUS = 0.2
+"""An affine map is preferred to a polynomial when it is worse by less than this share: it can be refined, and far from
+the states it was fitted to it does less harm."""
+_NONLINEAR_RANKS = (4, 8, 16)
+"""Modes of large states that polynomials are tried with, beside those of the best affine map."""
+_SHORT_LADDER = tuple(h for h in LADDER if h <= 100)
+"""Horizons that candidates are compared over; the winner is tested over all."""
 _CLOUD = 512
 _EARLIER_SHARES = (0.33, 0.5, 0.65, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Stored states in the order they came, and where the hold-out begins.
-
-    Attributes:
-        layout: Where the fields lie in a row.
-        rows: All row memory, shape (capacity, width), relative to `origin`.
-        index: Row numbers of the states, shape (n,).
-        arrivals: How many samples had been offered before each, shape (n,).
-        steps: Their coupling steps, shape (n,).
-        origin: Shape (width,).
-        controls: Shape (n, m).
-        observables: Shape (n, o).
-        runs: Stretches of consecutive states.
-        split: States from here on are held out.
-        gram: Inner products of the rows; None for small states.
-    """
-
-    layout: Layout
-    rows: Floats32
-    index: Indices
-    arrivals: Indices
-    steps: Indices
-    origin: Floats
-    controls: Floats
-    observables: Floats
-    runs: affine.Runs
-    split: int
-    gram: Gram | None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def seen(self) -> int:
-        """Arrival number of the last state before the hold-out."""
-        return int(self.arrivals[self.split - 1]) if self.split else -1
-
-    def held_out(self, after: int = -1) -> affine.Runs:
-        """Runs of the hold-out that arrived after a given arrival number."""
-        first = int(np.searchsorted(self.arrivals, after, side="right"))
-        return clipped(self.runs, max(self.split, first), len(self))
-
-    def course(self, reduction: Reduction) -> Course:
-        """All states in the coordinates of a reduction."""
-        latents, outside = reduction.encode_rows(self.rows, self.index, self.origin)
-        return Course(latents, outside, self.controls, self.runs)
-
-
-def split_point(n: int, runs: affine.Runs, share: float) -> int:
-    """Where a hold-out of the newest states begins: where a trajectory does, so that none is on both sides.
-
-    Only where that would leave less than half of the other states to train on is a trajectory cut in time.
-
-    Args:
-        n: Number of states.
-        runs: Stretches of consecutive states.
-        share: Share of the states to hold out, at least.
-    """
-    split = int(n * (1 - share))
-    begins = max((start for start, _ in runs if start <= split), default=0)
-    return begins if begins >= split / 2 else split
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
-    """An affine model trained on a part of the window before the split, and how it did after the split.
+    """A model trained on a part of the window before the split, and how it did after the split.
 
     Attributes:
         train: The states it was trained on.
-        refined: Whether its eigenvalues were fitted to whole runs.
+        estimator: How it was fitted.
         coordinates: The latent space, in terms of stored states (large states) or in full (small ones).
         course: All states of the window in that space.
         model: The map.
         errors: Back-tests on the hold-out.
-        scores: Logarithms of its rms errors in a unit common to all models.
+        scores: What they are worth beside those of others.
     """
 
     train: slice
-    refined: bool
+    estimator: Estimator
     coordinates: Decomposition | Reduction
     course: Course
-    model: Affine
+    model: Affine | Polynomial
     errors: Mapping[int, Errors]
-    scores: Mapping[int, float]
+    scores: Scores
 
 
 def unit(scales: Floats) -> float:
@@ -126,34 +67,68 @@ def unit(scales: Floats) -> float:
 
 
 def scores_of(
-    dynamics: Dynamics, course: Course, runs: affine.Runs, scales: Floats
-) -> tuple[dict[int, Errors], dict[int, float]]:
-    """Back-tests of a model and their scores in the common unit."""
-    errors = horizon_errors(dynamics, course, runs)
-    return errors, {h: score + unit(scales) for h, score in log_score(errors).items()}
+    dynamics: Dynamics, course: Course, runs: affine.Runs, scales: Floats, ladder: Sequence[int] = LADDER
+) -> tuple[dict[int, Errors], Scores]:
+    """Back-tests of a model, and what they are worth beside those of others."""
+    errors = horizon_errors(dynamics, course, runs, ladder)
+    return errors, Scores.of(errors, unit(scales))
 
 
-def search(window: Window, rank: int | None, least: int) -> Candidate | None:
+def search(window: Window, rank: int | None, least: int, *, polynomials: bool) -> Candidate | None:
     """The candidate with the smallest errors on the hold-out; None when there is too little to train or to test on.
 
-    Windows are the newest states before the hold-out: all of them, then fewer and fewer.
+    Windows are the newest states before the hold-out: all of them, then fewer and fewer as long as that helps.
 
     Args:
         window: The states.
         rank: Modes at most; None for as many as it takes, within limits.
         least: Fewest states to train on.
+        polynomials: Whether to try them too, in the windows and spaces that suit affine maps.
     """
-    best = None
     products = None if window.gram is None else window.gram.of(window.index)
+    best = _best_affine(window, products, rank, least)
+    if best is None:
+        return None
+    if polynomials:
+        best = _best_polynomial(window, products, rank, best)
+    errors, scores = scores_of(best.model, best.course, window.held_out(), best.coordinates.scales)
+    return replace(best, errors=errors, scores=scores)
+
+
+def _best_affine(window: Window, products: Floats | None, rank: int | None, least: int) -> Candidate | None:
+    best, in_vain = None, 0
     length = window.split
-    while length >= least:
+    while length >= least and in_vain < _PATIENCE:
+        in_vain += 1
         train = slice(window.split - length, window.split)
-        for space in _spaces(window, products, train, rank):
-            for candidate in _estimates(window, train, space):
-                handicap = _REFINED_BONUS * (best.refined - candidate.refined) if best else 0.0
-                if candidate.scores and (best is None or gain(candidate.scores, best.scores) > handicap):
-                    best = candidate
+        for space in spaces_of(window, products, train, rank):
+            for candidate in _estimates(window, train, space, AFFINE, _SHORT_LADDER):
+                handicap = _REFINED_BONUS * (best.estimator.refined - candidate.estimator.refined) if best else 0.0
+                if candidate.errors and (best is None or candidate.scores.gain_over(best.scores) > handicap):
+                    best, in_vain = candidate, 0
         length = int(length * _NEXT_WINDOW)
+    return best
+
+
+def _best_polynomial(window: Window, products: Floats | None, rank: int | None, best: Candidate) -> Candidate:
+    """The best of the candidates of higher degree and the best affine one."""
+    modes = {rank_of(best.coordinates), *_NONLINEAR_RANKS}
+    for train in sorted({(0, window.split), (best.train.start, best.train.stop)}):
+        for space in spaces_of(window, products, slice(*train), rank):
+            if isinstance(space, Reduction) or rank_of(space) in modes:
+                found = _estimates(window, slice(*train), space, POLYNOMIAL, _SHORT_LADDER)
+                best = _better(best, found)
+    if best.estimator.degree > 1:
+        others = best.estimator.other_ridges()
+        best = _better(best, _estimates(window, best.train, best.coordinates, tuple(others), _SHORT_LADDER))
+    return best
+
+
+def _better(best: Candidate, others: Iterator[Candidate]) -> Candidate:
+    for other in others:
+        handicap = _AFFINE_BONUS if best.estimator.degree == 1 else 0.0
+        if other.errors and other.scores.gain_over(best.scores) > handicap:
+            best = other
     return best
 
 
@@ -174,43 +149,32 @@ def earlier_origins(window: Window, chosen: Candidate, least: int) -> dict[int, 
             if length < least or earlier.split >= window.split:
                 continue
             train = slice(earlier.split - length, earlier.split)
-            most = min(len(chosen.coordinates.weights), int(length / _STATES_PER_MODE))
-            like = _estimates(earlier, train, decompose(window.layout.sizes, products, train, most))
-            for candidate in [c for c in like if c.refined == chosen.refined]:
+            most = min(len(chosen.coordinates.weights), int(length / STATES_PER_MODE))
+            space = decompose(window.layout.sizes, products, train, most)
+            for candidate in _estimates(earlier, train, space, (chosen.estimator,)):
                 enough = {h: e for h, e in candidate.errors.items() if len(e.observed) >= ENOUGH_STARTS}
                 found = enough | found
     return found or rest
 
 
-def _spaces(
-    window: Window, products: Floats | None, train: slice, rank: int | None
-) -> Iterator[Decomposition] | Iterator[Reduction]:
-    if products is None:
-        yield whole(window.layout.sizes, window.rows[window.index[train]], window.origin)
-        return
-    most = min(rank or _RANKS[-1], int((train.stop - train.start) / _STATES_PER_MODE))
-    full = decompose(window.layout.sizes, products, train, most)
-    for modes in sorted({min(r, len(full.weights)) for r in (*_RANKS, most) if r <= most}):
-        space = full.truncated(modes)
-        yield space
-        if rank is None and modes >= _FEW and math.sqrt(space.outside[train].mean()) <= _LEFT_OUT:
-            return
-
-
-def _estimates(window: Window, train: slice, space: Decomposition | Reduction) -> Iterator[Candidate]:
+def _estimates(
+    window: Window,
+    train: slice,
+    space: Decomposition | Reduction,
+    estimators: Sequence[Estimator],
+    ladder: Sequence[int] = LADDER,
+) -> Iterator[Candidate]:
     course = (
         window.course(space)
         if isinstance(space, Reduction)
         else Course(space.latents, space.outside, window.controls, window.runs)
     )
     runs = clipped(window.runs, train.start, train.stop)
-    if len(affine.transitions(runs)) < course.latents.shape[1] + 1:
-        return
-    plain = affine.fit(course.latents, course.controls, runs)
-    refined = affine.refine(plain, course.latents, runs)
-    for model in (plain,) if refined is plain else (plain, refined):
-        errors, scores = scores_of(model, course, window.held_out(), space.scales)
-        yield Candidate(train, model is not plain, space, course, model, errors, scores)
+    for estimator in estimators:
+        model = estimator.fit(course, runs)
+        if model is not None:
+            errors, scores = scores_of(model, course, window.held_out(), space.scales, ladder)
+            yield Candidate(train, estimator, space, course, model, errors, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +189,7 @@ class Fitted:
     """
 
     reduction: Reduction
-    model: Affine | Ensemble
+    model: Affine | Polynomial | Ensemble
     course: Course
     start: int
 
@@ -238,20 +202,12 @@ def finish(window: Window, candidate: Candidate) -> Fitted:
     """
     length = candidate.train.stop - candidate.train.start
     start = 0 if candidate.train.start == 0 else len(window) - length
-    space = _in_full(window, candidate.coordinates, slice(start, len(window)))
+    space = in_full(window, candidate.coordinates, slice(start, len(window)))
     course = window.course(space)
     runs = clipped(window.runs, start, len(window))
-    model = affine.fit(course.latents, course.controls, runs)
-    if candidate.refined:
-        model = affine.refine(model, course.latents, runs)
+    # The eigenvalues of the map of all states may leave nothing to refine: then the plain one is meant.
+    model = candidate.estimator.fit(course, runs) or affine.fit(course.latents, course.controls, runs)
     return Fitted(space, model, course, start)
-
-
-def _in_full(window: Window, space: Decomposition | Reduction, train: slice) -> Reduction:
-    if isinstance(space, Reduction) or window.gram is None:
-        return whole(window.layout.sizes, window.rows[window.index[train]], window.origin)
-    found = decompose(window.layout.sizes, window.gram.of(window.index), train, len(space.weights))
-    return build(window.layout.sizes, window.rows, window.index[train], found, window.origin)
 
 
 def read_out(window: Window, course: Course, start: int) -> readout.Readout:

@@ -13,6 +13,7 @@ from coupler.contracts import Forecast
 from ml_servers.models.affine import Affine
 from ml_servers.models.networks import Ensemble
 from ml_servers.models.pod import Reduction
+from ml_servers.models.polynomial import Polynomial
 from ml_servers.models.readout import Readout
 from ml_servers.tasks.backtest import Dynamics, ErrorTable
 from ml_servers.tasks.trajectory import Layout
@@ -20,6 +21,7 @@ from schemas.fields import Array, Snapshot
 
 Floats = NDArray[np.float64]
 
+_KINDS = {Affine: "affine", Polynomial: "polynomial", Ensemble: "network"}
 _RANGE_MARGIN = 0.01
 """Share of the trained range (and 1e-6 of the value) by which a control may lie outside it."""
 
@@ -65,7 +67,7 @@ class Served:
     trained_on: int
     last_step: int
     reduction: Reduction
-    dynamics: Affine | Ensemble
+    dynamics: Affine | Polynomial | Ensemble
     readout: Readout
     table: ErrorTable
     cloud: Cloud
@@ -75,7 +77,7 @@ class Served:
     @property
     def kind(self) -> str:
         """Name of the model for reports."""
-        return "affine" if isinstance(self.dynamics, Affine) else "network"
+        return _KINDS[type(self.dynamics)]
 
     def covers(self, controls: Floats) -> bool:
         """Whether controls lie in the trained range, but for a tiny margin."""
@@ -161,7 +163,7 @@ class Served:
             trained_on,
             last_step,
             Reduction(sizes, arrays["reduction.mean"], arrays["reduction.scales"], modes),
-            Ensemble.of(dynamics) if "weights.0" in dynamics else Affine.of(dynamics),
+            _dynamics_of(dynamics),
             Readout(degree, leading, arrays["readout.weights"]),
             ErrorTable(arrays["table.horizons"], arrays["table.errors"]),
             Cloud(arrays["cloud.states"], spacing, outside),
@@ -172,21 +174,18 @@ class Served:
     def _try(self, layout: Layout) -> None:
         """Forecasts from the mean state. ValueError when shapes do not fit together or the answer is not finite."""
         reduction, width, rank, imposed = self.reduction, layout.width, self.reduction.rank, layout.controls_width
-        base = self.dynamics if isinstance(self.dynamics, Affine) else self.dynamics.base
         points = len(self.table.horizons)
         found = {
             "sizes": (reduction.sizes, layout.sizes),
             "mean": (reduction.mean.shape, (width,)),
             "scales": (reduction.scales.shape, (len(layout.sizes),)),
             "modes": ((rank, width) if reduction.modes is None else reduction.modes.shape, (rank, width)),
-            "advance": (base.advance.shape, (rank, rank)),
-            "control": (base.control.shape, (rank, imposed)),
-            "constant": (base.constant.shape, (rank,)),
             "readout": (self.readout.weights.shape[:1], (len(layout.observables),)),
             "lowest": (self.lowest.shape, (imposed,)),
             "highest": (self.highest.shape, (imposed,)),
             "table": ((points, *self.table.errors.shape), (max(points, 1), points)),
             "cloud": (self.cloud.states.shape, (max(len(self.cloud.states), 1), rank)),
+            **self._shapes_of_dynamics(rank, imposed),
         }
         for name, (is_now, must_be) in found.items():
             if is_now != must_be:
@@ -194,3 +193,27 @@ class Served:
         forecast = self.forecast(layout, layout.snapshot(reduction.mean, self.lowest), 2)
         if not forecast.arrays or not all(np.isfinite(array).all() for array in forecast.arrays.values()):
             raise ValueError("its forecast of the mean state is not finite")
+
+    def _shapes_of_dynamics(self, rank: int, imposed: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """By name of an array its shape, and what it must be."""
+        dynamics = self.dynamics
+        if isinstance(dynamics, Polynomial):
+            variables = int(np.count_nonzero(dynamics.varying)) + rank
+            return {
+                "varying": (dynamics.varying.shape, (imposed,)),
+                "center": (dynamics.center.shape, (variables,)),
+                "box": (dynamics.box.shape, (variables,)),
+                "products": (dynamics.weights.shape[:1], (rank,)),
+            }
+        base = dynamics.base if isinstance(dynamics, Ensemble) else dynamics
+        return {
+            "advance": (base.advance.shape, (rank, rank)),
+            "control": (base.control.shape, (rank, imposed)),
+            "constant": (base.constant.shape, (rank,)),
+        }
+
+
+def _dynamics_of(arrays: Mapping[str, NDArray[Any]]) -> Affine | Polynomial | Ensemble:
+    if "weights.0" in arrays:
+        return Ensemble.of(arrays)
+    return Polynomial.of(arrays) if "products" in arrays else Affine.of(arrays)

@@ -25,6 +25,7 @@ SPEAKERS = {
     "coupler/guard.py": ("Guard",),
     "coupler/blending.py": ("unmixable",),
     "ml_servers/answers.py": ("rewind",),
+    "ml_servers/core.py": ("_advice",),
 }
 """Where reasons are made: files, and in them classes or functions; the empty name means constants of the module."""
 CASE = """

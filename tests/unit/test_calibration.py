@@ -82,3 +82,13 @@ def test_new_back_tests_replace_and_live_counts_stay() -> None:
     again = calibration.learned([])
     assert (again.checked, again.covered, again.worst, again.measured) == (2, 1, 0.2, 0.5)
     assert again.longest == 0 and math.isnan(Calibration().measured)
+
+
+def test_a_stretch_is_wanted_where_data_limit_the_horizon_and_not_the_error() -> None:
+    enough, few = [1.0] * 20, [1.0] * 8
+    assert calibrated({5: enough, 10: few}, estimate=0.01).stretch(0.1, 100) == 40  # at least some dozens
+    assert calibrated({5: enough, 50: enough}, estimate=0.01).stretch(0.1, 1000) == 2 * 50 + 10
+    assert calibrated({5: enough}, estimate=0.06).stretch(0.1, 100) == 0  # twice as far it would miss
+    assert calibrated({5: enough, 10: [20.0] * 20}, estimate=0.01).stretch(0.1, 100) == 0  # it does miss
+    assert calibrated({5: enough}, estimate=0.01).stretch(0.1, 5) == 0  # as far as it may
+    assert calibrated({5: few}, estimate=0.01).stretch(0.1, 100) == calibrated({}).stretch(0.1, 100) == 0

@@ -77,7 +77,15 @@ def test_check_prints_the_resolved_case_and_the_processes(capsys: pytest.Capture
 
 def test_check_says_that_one_process_rungs_start_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "case.toml", "--set", "run.rung=inline"]) == 0
-    assert '# rung "inline": all in the process of coupler run' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert '# rung "inline": all in the process of coupler run' in out
+
+
+def test_check_says_how_the_arrays_travel(capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("case.toml").open("a") as case:
+        case.write('[[task]]\nuse = "propagator"\n[switch]\ntolerance = 0.1\n')
+    assert cli.main(["check", "case.toml", "--set", "run.mode=act", "--set", "run.rung=inline"]) == 0
+    assert "# arrays: in frames: one process, whose Link is memory" in capsys.readouterr().out
 
 
 def test_wrong_case_is_code_2_with_every_mistake_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,7 +242,7 @@ def test_a_network_wins_where_the_frequency_depends_on_the_amplitude() -> None:
         FieldSpec("v", "<f8", (1,), "1"),
         FieldSpec("energy", "<f8", (), "1", "scalar", "observable"),
     )
-    task = Propagator(fields=fields, seed=0, network_updates=300)
+    task = Propagator(fields=fields, seed=0, models=("affine", "network"), network_updates=300)
     step = 0
     for amplitude in np.random.default_rng(1).permutation(np.linspace(0.5, 1.5, 16)):
         step += 10  # a jump: another run

@@ -127,6 +127,41 @@ def test_audit_to_direct_when_it_passes_but_the_model_is_not_able(obstacle: dict
     assert (action, after.phase, after.verified, after.rewinds) == (Action.DIRECT, "direct", 100, 0)
 
 
+AUDITED = msgspec.structs.replace(TRUSTED, phase="audit")
+WORTH_IT = with_(error=0.01, horizon=5, stretch=40, leeway=800)  # 800 / (2 x 5) audits are twice 40 steps
+
+
+def test_after_an_audit_direct_steps_are_made_for_longer_horizons_where_they_pay() -> None:
+    action, current = SWITCH.decide(AUDITED, WORTH_IT)
+    assert (action, current.phase, current.resume) == (Action.DIRECT, "trial", 140)
+    assert "stretch" in current.reason and current.fallbacks == 0
+    for step in range(101, 140):
+        action, current = SWITCH.decide(current, with_(WORTH_IT, step=step, error=0.01 if step % 5 == 0 else math.nan))
+        assert (action, current.phase) == (Action.DIRECT, "trial")
+    action, after = SWITCH.decide(current, with_(WORTH_IT, step=140, horizon=20, error=0.01))
+    assert (action, after.phase, after.horizon) == (Action.LEARNED, "learned", 20)
+
+
+@pytest.mark.parametrize(
+    "poor", [{"stretch": 0}, {"leeway": 799}, {"stretch": 41}, {"horizon": 6}, {"error": 0.2}, {"bound": 0.2}]
+)
+def test_a_stretch_that_does_not_pay_is_not_made(poor: dict[str, Any]) -> None:
+    assert SWITCH.decide(AUDITED, with_(WORTH_IT, **poor))[1].phase in ("learned", "direct")
+
+
+def test_no_second_stretch_before_the_horizon_has_grown() -> None:
+    stretched = msgspec.structs.replace(AUDITED, stretched=5)
+    assert SWITCH.decide(stretched, WORTH_IT)[0] is Action.LEARNED
+    grown = with_(WORTH_IT, horizon=10, leeway=1600)
+    assert SWITCH.decide(stretched, grown)[1].phase == "trial"
+
+
+def test_a_forecast_that_misses_ends_a_stretch() -> None:
+    _, current = SWITCH.decide(AUDITED, WORTH_IT)
+    _, after = SWITCH.decide(current, with_(WORTH_IT, step=110, error=0.2))
+    assert (after.phase, after.resume) == ("direct", 114)
+
+
 @pytest.mark.parametrize("extra", [{}, *OBSTACLES, {"refused": True}, {"bound": math.nan}])
 def test_a_failed_audit_rewinds_whatever_else_holds(extra: dict[str, Any]) -> None:
     audited = msgspec.structs.replace(TRUSTED, phase="audit")
@@ -186,6 +221,7 @@ evidence = st.builds(
     changed=st.booleans() | st.just(False),
     drift=st.sampled_from([0.0, 0.0, 0.0, 2.0, math.nan]),
     refused=st.booleans() | st.just(False),
+    stretch=st.integers(0, 12),
     ahead=st.integers(1, 4),
 )
 likely = st.builds(
@@ -198,6 +234,7 @@ likely = st.builds(
     bound=st.just(0.01),
     error=st.sampled_from([math.nan, 0.01, 0.02]),
     residual=st.just(0.0),
+    stretch=st.integers(0, 3),
     ahead=st.just(1),
 )
 switches = st.builds(
