@@ -284,7 +284,8 @@ def test_whatever_the_evidence(switch: Switch, course: list[dict[str, Any]]) -> 
             good = 0 if current.phase == "direct" else good
         if before.phase != "trial" and current.phase == "trial":
             good = 0
-        if action is Action.REWIND or (before.phase == "trial" and fails and current.phase == "direct"):
+        # A miss beside an obstacle (a control that has changed meanwhile) is not held against the model.
+        if action is Action.REWIND or "missed by" in current.reason:
             failed = step
         assert current.verified >= before.verified or current.verified <= step
         assert current.reason
