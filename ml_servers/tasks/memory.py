@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +46,9 @@ class Memory:
         self._controls = np.zeros((self._buffer.capacity, layout.controls_width))
         self._observables = np.zeros((self._buffer.capacity, len(layout.observables)))
         self._origin: Floats | None = None
-        self._fresh: list[int] = []
-        self._pending: list[int] = []
+        # Rows in the order they came, each once: one that was written again is there for its newest state.
+        self._fresh: dict[int, None] = {}
+        self._pending: dict[int, None] = {}
         self._in_use = 0
         self._change_at = np.inf
 
@@ -86,8 +89,9 @@ class Memory:
         self._observables[row] = self.layout.observed(snapshot)
         self._in_use = max(self._in_use, row + 1)
         if np.isfinite(values.sum(dtype=np.float64)):
-            self._fresh.append(row)
-            self._pending += [row] if self.large else []
+            for waiting in (self._fresh, self._pending) if self.large else (self._fresh,):
+                waiting.pop(row, None)
+                waiting[row] = None
         else:
             self._buffer.supersede(snapshot.step)
 
@@ -98,14 +102,15 @@ class Memory:
 
     def fresh(self) -> View:
         """The states taken since the last call."""
-        view = self._buffer.view(np.array(self._fresh, np.int64))
+        view = self._buffer.view(np.fromiter(self._fresh, np.int64, len(self._fresh)))
         self._fresh.clear()
         return view
 
     def ingest(self) -> None:
         """Computes the inner products of a block of waiting states. Large blocks share the reading of the window."""
-        block = np.unique(np.array(self._pending[:BLOCK], np.int64))
-        del self._pending[:BLOCK]
+        block = np.sort(np.fromiter(islice(self._pending, BLOCK), np.int64))
+        for row in block.tolist():
+            del self._pending[row]
         if self._gram is not None:
             self._gram.update(self.rows, block)
 
@@ -125,7 +130,7 @@ class Memory:
             self.rows[:, part] -= newest[part].astype(np.float32)
         self._origin = self.origin + newest
         if self._gram is not None:
-            self._pending = index.tolist()
+            self._pending = dict.fromkeys(index.tolist())
             while self._pending:
                 self.ingest()
 

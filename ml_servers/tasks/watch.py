@@ -93,12 +93,12 @@ class Watch:
     def _familiar(self, latent: Floats, controls: Floats) -> bool:
         """Whether an error at this state would speak of a change of dynamics.
 
-        For large states it always does: their coordinates are made of the states of one regime. In a small system it
-        does if a nonlinear model errs among the states it was trained on; elsewhere a state may just be new, and an
-        affine map of a nonlinear system is only right near the trajectory that it was trained on.
+        For states in modes it always does: those are made of the states of one regime. In a small system it does if a
+        nonlinear model errs among the states it was trained on; elsewhere a state may just be new, and an affine map of
+        a nonlinear system is only right near the trajectory that it was trained on.
         """
         served = self.served
-        if self._large:
+        if served.reduction.modes is not None:
             return True
         if served.kind == "affine":
             return False

@@ -157,6 +157,15 @@ def test_states_that_went_far_from_the_first_keep_their_digits(values: int) -> N
         assert np.sqrt(found.outside.max()) < 0.005  # two modes hold everything
 
 
+def test_states_that_come_faster_than_they_are_looked_at_are_looked_at_once() -> None:
+    layout = Layout((FieldSpec("u", "<f8", (800,), "1"),))
+    memory = Memory(layout, 64, 1 << 24, 100, 0)
+    for step in range(300):
+        memory.take(shown(step, np.full(800, float(step))))
+    assert memory.waiting == 64
+    assert memory.fresh().steps.tolist() == list(range(236, 300)) and len(memory.fresh()) == 0
+
+
 def test_a_part_of_the_attractor_that_is_new_is_no_change_of_dynamics() -> None:
     states = course(lorenz, np.array([5.0, 5.0, 20.0]), 500, 0.05)
     task = task_for(3, models=("affine", "polynomial"))
