@@ -16,8 +16,11 @@ from benchmarks.runs import KEPT, STREET, Summary, fresh, run_case, slim
 from benchmarks.table import BenchmarkFailed, Rows, judged, spread
 from ml_servers.tasks.propagator import Propagator
 from schemas.fields import Block, Snapshot
+from schemas.run import SwitchSection
 
 USE = "task.propagator.use=benchmarks.useless:Useless"
+OVERHEAD = f"switch.overhead={SwitchSection().overhead}"
+"""The default, which holds for a case of which nothing is known. The example allows more: its wake can be learned."""
 SHORTEST_S = 180.0
 """An uncoupled run at least this long is what the target speaks of."""
 PROBE_STEPS = 1000
@@ -87,7 +90,7 @@ def one(mode: str, steps: int, seed: int) -> Summary:
         BenchmarkFailed: The model was of use, or nothing was trained.
     """
     name = f"useless-{mode}-{seed}"
-    summary = run_case(STREET, fresh(name), [f"run.steps={steps}", f"run.mode={mode}", USE], seed=seed)
+    summary = run_case(STREET, fresh(name), [f"run.steps={steps}", f"run.mode={mode}", USE, OVERHEAD], seed=seed)
     slim(KEPT / name)
     if summary["models"] or summary["learned_fraction"]:
         raise BenchmarkFailed(f"the useless model was of use: {summary['models']}")
