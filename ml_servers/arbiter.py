@@ -260,7 +260,10 @@ class Arbiter:
             changed=self._changed,
             drift=self._drift,
             refused=around.refused,
-            stretch=self.calibration.stretch(self.switch.tolerance, self.max_horizon),
+            # Of use only where an audit closes, and not free.
+            stretch=self.calibration.stretch(self.switch.tolerance, self.max_horizon)
+            if self.state.phase == "audit"
+            else 0,
         )
 
     def _wanted(self, evidence: Evidence) -> int:

@@ -9,7 +9,7 @@ Dyn. Syst. 17, 380, 2018).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +49,7 @@ class Affine:
 
     def course(self, latents: Floats, controls: Floats, horizon: int) -> Iterator[tuple[Floats, float]]:
         """Free-running forecasts under constant controls: after each step the states, and 0 for the spread."""
-        for _ in range(horizon):
-            latents = bounded(self.step(latents, controls))
-            yield latents, 0.0
+        return run_free(self.step, latents, controls, horizon)
 
     def arrays(self) -> dict[str, Array]:
         """All of it as arrays by name."""
@@ -69,6 +67,15 @@ class Affine:
 def bounded(latents: Floats) -> Floats:
     """Keeps a diverging forecast finite; 1e6 rms fluctuations is wrong by any measure."""
     return np.clip(latents, -1e6, 1e6)
+
+
+def run_free(
+    step: Callable[[Floats, Floats], Floats], latents: Floats, controls: Floats, horizon: int
+) -> Iterator[tuple[Floats, float]]:
+    """Forecasts by repeated steps of a single map: after each the states, and 0 for the spread."""
+    for _ in range(horizon):
+        latents = bounded(step(latents, controls))
+        yield latents, 0.0
 
 
 def transitions(runs: Runs) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_servers.models.affine import Runs, bounded, transitions
+from ml_servers.models.affine import Runs, run_free, transitions
 from ml_servers.models.polynomial_terms import most_leading_with_powers, solve, terms
 from schemas.fields import Array
 
@@ -55,9 +55,7 @@ class Polynomial:
 
     def course(self, latents: Floats, controls: Floats, horizon: int) -> Iterator[tuple[Floats, float]]:
         """Free-running forecasts under constant controls: after each step the states, and 0 for the spread."""
-        for _ in range(horizon):
-            latents = bounded(self.step(latents, controls))
-            yield latents, 0.0
+        return run_free(self.step, latents, controls, horizon)
 
     def arrays(self) -> dict[str, Array]:
         """All of it as arrays by name."""

@@ -220,7 +220,7 @@ class Propagator:
         if watch.add(fresh, latents, outside, memory.controls(fresh.rows)):
             if watch.explained(memory.window(self._holdout)):
                 watch.at_ease()
-                self._new = max(self._new, self._refit_every)
+                self._new = memory.counts.held  # a new attempt is due: it takes in what was new
                 return
             memory.clear()
             self._watch, self._rounds, self._backtests, self._new = None, None, {}, 0

@@ -21,7 +21,6 @@ from ml_servers.tasks.trajectory import Course, clipped
 from ml_servers.tasks.window import Window, split_point
 
 Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 _NEXT_WINDOW, _PATIENCE = 0.7, 3
 """Each window beside the one before, and shorter ones in a row without success after which the search ends."""

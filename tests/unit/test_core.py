@@ -385,12 +385,15 @@ def test_the_server_is_charged_for_every_ranks_message_and_for_its_start() -> No
 def test_leases_when_the_budget_is_spent() -> None:
     settings = msgspec.structs.replace(SETTINGS, overhead=0.01)
     host = Host(make_core(ScriptedTask(), settings))
-    leases = []
+    leases, reasons = [], []
     for _ in range(BURST + 6):
         advice = host.exchange(stall_s=1.0)
         assert advice is not None
         leases.append(advice.lease)
+        reasons.append(advice.reason)
         host.follow(advice)
+    assert "budget" not in reasons[0] and any(reason.startswith("the budget is spent; ") for reason in reasons)
+    assert all(("budget" in reason) == (lease >= BURST) for reason, lease in zip(reasons, leases, strict=True))
     looks, leases = leases[: len(LOOKS)], leases[len(LOOKS) :]
     burst = BURST - len(LOOKS) - 1
     assert looks == [1000 // 64] * len(LOOKS) and leases[:burst] == [1] * burst and max(leases) > BURST
