@@ -16,7 +16,7 @@ from coupler.bulks import folder as bulk_folder
 from coupler.bulks.adios_engine import RESERVE, available
 from coupler.bulks.bulk import Bulk
 from coupler.bulks.choice import BulkRules
-from coupler.bulks.courier import Courier
+from coupler.bulks.node_stream import NodeStream
 from coupler.bulks.outbox import SPARE_SLOTS, Outbox, Stream
 from coupler.bulks.shared import RingReader
 from coupler.bulks.streams import Streams
@@ -123,7 +123,7 @@ def bulk(
 
     def open_stream() -> Stream:
         contacts.mkdir(mode=0o700, exist_ok=True)
-        return Courier(contacts / f"{stem}-up", fields or (), rules.adios, shared, f"{stem}-courier")
+        return NodeStream(contacts, fields or (), rules.adios, shared, f"{stem}-courier")
 
     outbox = Outbox(
         rules,

@@ -46,8 +46,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     Attributes:
         bulk: `shared` or `adios`.
         name: File of the ring, or stream, in the folder that both sides know; letters, digits and hyphens.
-        slot: Slot of the ring; 0 for `adios`.
-        generation: Generation of the slot, or number of the step in the stream.
+        slot: Slot of the ring; for `adios` the rank's name in the stream.
+        generation: Generation of the slot, or number of what the rank put into the stream.
         at: Bytes from the begin of the slot to the array; its ids begin at the next multiple of 64 behind it.
     """
 

@@ -2,16 +2,22 @@
 
 SST's own queue is a short mailbox that drops what is not read in time, and it is silent about it. So each step carries
 a number of its own; the layer above says what was read, and counts what was not.
+
+Without MPI there is one writer, which may put the Blocks of several ranks into one step. Variables of int64 in the step
+say whose they are:
+
+    coupler/parts    for each rank its name in the stream, and the number of what it put
+    coupler/of/x     for each rank the index of its block of the variable x, or -1 where it put none
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +28,26 @@ from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Array, Block, FieldSpec
 
 NUMBER, TIME, STEP = "coupler/number", "coupler/time", "coupler/step"
+PARTS, OF = "coupler/parts", "coupler/of/"
 SETS = 6
-"""Sets of arrays that a reader fills in turn: a step's Blocks stay what they are while so many more are read."""
+"""Sets of arrays that a reader fills in turn: a step's Blocks stay what they are while one less is read."""
 
 
-class StepDropped(LinkError):
-    """A step of a stream is lost; the stream goes on."""
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """What one rank put into a step.
+
+    Attributes:
+        member: Name of the rank in the stream, 63 bits.
+        number: Number of what it put, counted by it.
+        blocks: Blocks by field name. Empty ones do not travel.
+    """
+
+    member: int
+    number: int
+    blocks: dict[str, Block]
 
 
 class AdiosWriter:
@@ -53,7 +73,7 @@ class AdiosWriter:
         """
         self.name = path.name
         self._fields = {spec.name: spec for spec in fields}
-        self._rank = comm.Get_rank() if comm is not None else 0
+        self._rank, self._alone = comm.Get_rank() if comm is not None else 0, comm is None
         if self._rank == 0:
             _contact(path).unlink(missing_ok=True)  # of a writer that was killed
         if comm is not None:
@@ -64,30 +84,33 @@ class AdiosWriter:
         self._engine = open_engine(self._io, path, "Write", comm)
         self._number = 0
 
-    def put(self, step: int, time: float, blocks: Mapping[str, Block], number: int | None = None) -> int:
+    def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> int:
         """Hands a step to SST, which copies it; gives its number. It may be dropped; it never waits for a reader.
 
         Args:
             step: Coupling step.
             time: Simulated time.
             blocks: This writer's Blocks. Any of them may be empty.
-            number: Number to give it; one more than that of the last when None.
         """
-        self._number = self._number if number is None else number
+        return self.put_parts(step, time, [Part(0, self._number, dict(blocks))])
+
+    def put_parts(self, step: int, time: float, parts: Sequence[Part]) -> int:
+        """`put` of what several ranks gave to the only writer. No two give the same cells or particles."""
         self._engine.begin_step()
         kept = []  # SST reads the arrays when the step ends
         if self._rank == 0:
             for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
                 kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
-        for name, block in blocks.items():
-            array = _plain(block.array)
-            if self._fields[name].kind == "cell":
-                kept.append(self._put(name, array, self._fields[name].shape, block.offset, array.shape))
-            elif block.ids is not None:
-                kept.append(self._put(name, array, [], [], array.shape))
-                kept.append(self._put(f"{name}/ids", _plain(block.ids), [], [], block.ids.shape))
-            elif self._rank == 0:
-                kept.append(self._put(name, array.reshape(-1), [array.size], [0], [array.size]))
+        of: dict[str, list[int]] = {}
+        for row, part in enumerate(parts):
+            for name, block in part.blocks.items():
+                if arrays := self._put_block(name, block):
+                    whose = of.setdefault(name, [-1] * len(parts))
+                    whose[row] = max(whose) + 1
+                    kept += arrays
+        if self._alone:
+            told = {PARTS: [n for part in parts for n in part[:2]]} | {OF + name: whose for name, whose in of.items()}
+            kept += [self._put(name, np.array(told[name], np.int64), [], [], [len(told[name])]) for name in told]
         self._engine.end_step()
         self._sockets.hurry(self._number)
         self._number += 1
@@ -102,9 +125,19 @@ class AdiosWriter:
         """Ends the stream."""
         self._engine.close()
 
+    def _put_block(self, name: str, block: Block) -> list[Array]:
+        """Puts a Block; the arrays that must stay until the step ends, none when it is empty."""
+        array, kind = _plain(block.array), self._fields[name].kind
+        if not array.size or (kind == "scalar" and self._rank):
+            return []
+        if kind == "cell":
+            return [self._put(name, array, self._fields[name].shape, block.offset, array.shape)]
+        if block.ids is not None:
+            ids = self._put(f"{name}/ids", _plain(block.ids), [], [], block.ids.shape)
+            return [self._put(name, array, [], [], array.shape), ids]
+        return [self._put(name, array.reshape(-1), [array.size], [0], [array.size])]
+
     def _put(self, name: str, array: Array, shape: Sequence[int], start: Sequence[int], count: Sequence[int]) -> Array:
-        if not array.size:
-            return array
         variable = self._variables.get(name)
         if variable is None:
             lists = (list(shape), list(start), list(count))
@@ -163,59 +196,95 @@ class AdiosReader:
         self._engine = open_engine(self._io, path, "Read", comm)
         self._sets: list[dict[str, Array]] = [{} for _ in range(SETS)]
         self._turn = self._reads = 0
-        self._ahead: Step | None = None  # read while looking for an earlier one
 
-    def next(self, timeout_s: float, share: Share | None = None, *, as_put: bool = False) -> Step | None:
+    def next(self, timeout_s: float, share: Share | None = None) -> Step | None:
         """The next step, with what this reader takes of it; None when none came in time.
 
         Args:
             timeout_s: How long to wait for it.
             share: What it takes; everything when None.
-            as_put: Instead of a share, the Blocks as the only writer put them.
 
         Raises:
             LinkError: The stream has ended, or its writer is gone.
             SchemaMismatch: A field is not as this side declares it.
         """
+        return self._next(timeout_s, lambda: self._step(share))
+
+    def next_parts(self, timeout_s: float) -> list[Part] | None:
+        """The next step of a stream with one writer, as the ranks gave it; None when none came in time.
+
+        Their arrays stay as they are while `SETS - 1` more steps are read.
+
+        Raises:
+            LinkError: The stream has ended, or its writer is gone.
+            SchemaMismatch: A field is not as this side declares it.
+        """
+        return self._next(timeout_s, self._parts)
+
+    def _next(self, timeout_s: float, read: Callable[[], T]) -> T | None:
         end = time.monotonic() + timeout_s
         while self._begin(max(end - time.monotonic(), 0.0)):
             try:
                 if self._io.inquire_variable(NUMBER) is not None:  # else the writer only came by
-                    return self._step(share, as_put)
+                    self._turn = (self._turn + 1) % SETS
+                    found = read()
+                    self._sockets.hurry(self._reads)
+                    self._reads += 1
+                    return found
             finally:
                 self._engine.end_step()
         return None
 
-    def _step(self, share: Share | None, as_put: bool) -> Step:
+    def _step(self, share: Share | None) -> Step:
         found = Step(int(self._head(NUMBER)), int(self._head(STEP)), self._head(TIME))
-        self._turn = (self._turn + 1) % SETS
         for name, spec in self._fields.items() if share is None or share.takes(found.number) else ():
-            region = self._put_region(spec) if as_put else share.region(spec) if share else Region.whole(spec)
-            block = self._read(spec, region)
+            block = self._read(spec, share.region(spec) if share else Region.whole(spec))
             if block is not None:
                 found.blocks[name] = block
-        self._sockets.hurry(self._reads)
-        self._reads += 1
         return found
 
-    def fetch(self, number: int, timeout_s: float) -> dict[str, Block]:
-        """The Blocks of the step of that number, as a single writer put them; earlier steps are passed over.
+    def _parts(self) -> list[Part]:
+        told = {name: info for name in (PARTS, *map(OF.__add__, self._fields)) if (info := self._blocks_of(name))}
+        table = {name: self._block(name, 0, _numbers(info[0]["Count"]), "<i8") for name, info in told.items()}
+        self._engine.perform_gets()
+        parts = [Part(member, number, {}) for member, number in table[PARTS].reshape(-1, 2).tolist()]
+        for name, spec in self._fields.items():
+            if (whose := table.get(OF + name)) is None:  # nobody put a value
+                continue
+            self._check(spec)
+            where = self._blocks_of(name)
+            for part, index in zip(parts, whose.tolist(), strict=True):
+                if index >= 0:
+                    part.blocks[name] = self._block_of(spec, index, where[index])
+        self._engine.perform_gets()
+        return parts
 
-        Raises:
-            StepDropped: It was dropped, or did not come in time; later ones may come.
-            LinkError: The writer is gone.
-        """
-        end = time.monotonic() + timeout_s
-        found, self._ahead = self._ahead, None
-        while found is None or found.number < number:
-            if (found := self.next(max(end - time.monotonic(), 0.0), as_put=True)) is None:
-                raise StepDropped(f"step {number} of the stream {self._path.name} did not come in {timeout_s:g} s")
-        if found.number > number:
-            self._ahead = found
-            raise StepDropped(
-                f"step {number} of the stream {self._path.name} was dropped; it goes on at {found.number}"
-            )
-        return found.blocks
+    def _block_of(self, spec: FieldSpec, index: int, info: Mapping[str, str]) -> Block:
+        """One writer's Block of a field; its arrays are filled by `perform_gets`."""
+        count = _numbers(info["Count"])
+        if spec.kind == "scalar":
+            return Block(self._block(spec.name, index, count, spec.dtype).reshape(spec.shape), (0,) * len(spec.shape))
+        array = self._block(spec.name, index, count, spec.dtype)
+        if spec.kind == "particle":
+            ids: NDArray[np.int64] = self._block(f"{spec.name}/ids", index, count[:1], "<i8")  # type: ignore[assignment]
+            return Block(array, (), ids)
+        return Block(array, _numbers(info["Start"]))
+
+    def _block(self, name: str, index: int, shape: Sequence[int], dtype: str) -> Array:
+        """An array that the next `perform_gets` fills with a writer's block of a variable."""
+        from adios2.bindings import Mode
+
+        array, variable = self._array(f"{name}/{index}", shape, dtype), self._io.inquire_variable(name)
+        variable.set_block_selection(index)
+        self._engine.get(variable, array, Mode.Deferred)
+        return array
+
+    def _blocks_of(self, name: str) -> list[Mapping[str, str]]:
+        """What is known of the blocks of a variable in this step; none when nobody put it."""
+        if self._io.inquire_variable(name) is None:
+            return []
+        found: list[Mapping[str, str]] = self._engine.blocks_info(name, self._engine.current_step())
+        return found
 
     def close(self) -> None:
         """Leaves the stream."""
@@ -243,12 +312,7 @@ class AdiosReader:
         variable = self._io.inquire_variable(spec.name)
         if variable is None:  # nobody put a value: every Block of it is empty
             return None
-        shape, dtype = tuple(variable.shape()), TYPES.get(variable.type(), variable.type())
-        if dtype != spec.dtype or (spec.kind == "cell" and shape != spec.shape):
-            raise SchemaMismatch(
-                f"the stream {self._path.name} holds {spec.name!r} as {dtype} of shape {shape}; this side declares "
-                f"{spec.dtype} of shape {spec.shape}"
-            )
+        self._check(spec)
         if spec.kind == "particle":
             return self._particles(spec, region)
         if spec.kind == "scalar":
@@ -262,16 +326,19 @@ class AdiosReader:
             self._engine.get(variable, array)
         return Block(array, offset)
 
-    def _put_region(self, spec: FieldSpec) -> Region:
-        if spec.kind != "cell" or self._io.inquire_variable(spec.name) is None:
-            return Region.whole(spec)
-        info = self._engine.blocks_info(spec.name, self._engine.current_step())[0]
-        return Region(_numbers(info["Start"]), _numbers(info["Count"]))
+    def _check(self, spec: FieldSpec) -> None:
+        variable = self._io.inquire_variable(spec.name)
+        shape, dtype = tuple(variable.shape()), TYPES.get(variable.type(), variable.type())
+        if dtype != spec.dtype or (spec.kind == "cell" and shape != spec.shape):
+            raise SchemaMismatch(
+                f"the stream {self._path.name} holds {spec.name!r} as {dtype} of shape {shape}; this side declares "
+                f"{spec.dtype} of shape {spec.shape}"
+            )
 
     def _particles(self, spec: FieldSpec, region: Region) -> Block:
         rows, ids = [], []
         values, names = self._io.inquire_variable(spec.name), self._io.inquire_variable(f"{spec.name}/ids")
-        for index, info in enumerate(self._engine.blocks_info(f"{spec.name}/ids", self._engine.current_step())):
+        for index, info in enumerate(self._blocks_of(f"{spec.name}/ids")):
             (count,) = _numbers(info["Count"])
             own: NDArray[np.int64] = self._array(f"{spec.name}/ids/{index}", (count,), "<i8")  # type: ignore[assignment]
             names.set_block_selection(index)

@@ -1,58 +1,62 @@
-"""A courier: the process that writes a rank's ADIOS2 stream, so that nothing SST does can hold the rank.
+"""A courier: the process that writes the ADIOS2 stream of a node, so that nothing SST does can hold a rank.
 
 SST may wait for ever in the end of a step when its reader is killed at that moment (seen once in six kills, ADIOS2
-2.12.1), and the bindings keep the interpreter's lock meanwhile. So the rank puts its Blocks into a ring in shared
-memory and names the slot through a pipe that it never waits for; the courier writes the step and says so.
+2.12.1), and the bindings keep the interpreter's lock meanwhile. So a rank puts its Blocks into a ring in shared memory
+and names the slot through a socket that it never waits for (`coupler.bulks.node_stream`). The courier joins what the
+ranks of its node put in one coupling step into one step of the stream, writes it and says so.
 
     rank -> courier   length (4 bytes, little-endian), then MessagePack: first `Begin`, then `Parcel`s; the end of the
-                      pipe ends the stream
-    courier -> rank   the number of each step that was written, 4 bytes, little-endian
+                      connection takes the rank out
+    courier -> rank   the number of each of its parcels that was written, 4 bytes, little-endian
+
+It ends when the last rank has left.
 """
 
 from __future__ import annotations
 
-import os
-import select
+import selectors
 import signal
-import subprocess
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from coupler.bulks.adios import AdiosWriter
-from coupler.bulks.ring import needed
-from coupler.bulks.shared import RingFile, RingReader
-from coupler.errors import LinkError
+from coupler.bulks.adios import AdiosWriter, Part
+from coupler.bulks.shared import RingReader
 from schemas import wire
-from schemas.fields import Block, FieldSpec
+from schemas.fields import FieldSpec
 from schemas.messages import BlockEntry
 
-STDIN, STDOUT = 0, 1
-SLOTS = 12
 IDLE_S = 0.02
 """With nothing to write, the courier comes by this often, for readers that are opening the stream."""
-UNWRITTEN_BYTES = 1 << 16
-"""Descriptors that may wait for room in the pipe."""
+LATE_S = 0.005
+"""How long a rank's parcel waits for those of the others. What comes later goes in a step of its own."""
 LEAVE_S = 2.0
 """How long a courier may take to end its stream before it is killed."""
-
-
-class Crowded(LinkError):
-    """The courier does not keep up: this state must go another way."""
+HEAD_BYTES = 4
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True):
-    """What the stream holds."""
+    """Who comes, and what the stream holds.
 
+    Attributes:
+        member: Name of the rank in the stream.
+        fields: The fields of which it puts Blocks.
+        parameters: Parameters of the SST engine.
+    """
+
+    member: int
     fields: tuple[FieldSpec, ...]
     parameters: dict[str, str]
 
 
 class Parcel(msgspec.Struct, frozen=True, array_like=True):
-    """A step: its table names slots of the rank's ring."""
+    """What a rank puts: its table names slots of the rank's ring."""
 
     number: int
     step: int
@@ -60,139 +64,155 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True):
     table: tuple[BlockEntry, ...]
 
 
-class Courier:
-    """The rank's side. Owned by one thread; no call waits.
+def framed(message: Begin | Parcel) -> bytes:
+    """A message as it travels to the courier."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(HEAD_BYTES, "little") + body
+
+
+@dataclass(slots=True)
+class Member:
+    """A rank, seen by the courier.
 
     Attributes:
-        name: Name of the stream.
-        pid: The process.
+        line: Connection to it.
+        begin: How it introduced itself; None before it has.
+        parcels: What it put and was not written yet, each with the time at which it came.
+        gone: Whether the connection has ended.
     """
 
-    def __init__(
-        self, path: Path, fields: Sequence[FieldSpec], parameters: Mapping[str, str], folder: Path, stem: str
-    ) -> None:
-        """Starts the process.
+    line: socket.socket
+    begin: Begin | None = None
+    parcels: deque[tuple[float, Parcel]] = field(default_factory=deque)
+    gone: bool = False
+    _unread: bytearray = field(default_factory=bytearray)
+
+    def hear(self, now: float) -> None:
+        """Takes in what has come."""
+        try:
+            came = self.line.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            came = b""
+        self.gone = not came
+        self._unread += came
+        while (body := self._next()) is not None:
+            if self.begin is None:
+                self.begin = msgspec.msgpack.decode(body, type=Begin)
+            else:
+                self.parcels.append((now, msgspec.msgpack.decode(body, type=Parcel)))
+
+    def told(self, number: int) -> None:
+        """Says that a parcel was written, unless the rank is gone or does not listen: a later one says it too."""
+        with suppress(OSError):
+            self.line.send(number.to_bytes(4, "little"))
+
+    def _next(self) -> bytes | None:
+        size = int.from_bytes(self._unread[:HEAD_BYTES], "little")
+        if len(self._unread) < HEAD_BYTES or len(self._unread) < HEAD_BYTES + size:
+            return None
+        body = bytes(self._unread[HEAD_BYTES : HEAD_BYTES + size])
+        del self._unread[: HEAD_BYTES + size]
+        return body
+
+
+def due(members: list[Member], now: float) -> list[Member]:
+    """Those whose oldest parcels make the next step of the stream. None while others of the same step may come."""
+    waiting = [member for member in members if member.parcels]
+    if not waiting:
+        return []
+    first = min(waiting, key=lambda member: member.parcels[0][0])
+    since, parcel = first.parcels[0]
+    if len(waiting) < len(members) and now - since < LATE_S:
+        return []
+    return [member for member in waiting if member.parcels[0][1].step == parcel.step]
+
+
+class Courier:
+    """The process's one object."""
+
+    def __init__(self, listening: socket.socket, path: Path, folder: Path) -> None:
+        """Makes it.
 
         Args:
+            listening: Socket at which ranks come, one of them already.
             path: Of the stream's contact file, without its suffix.
-            fields: The fields that steps hold.
-            parameters: Parameters of the SST engine.
             folder: Folder of the run in shared memory.
-            stem: Begin of the ring's name.
         """
-        self.name = path.name
-        self._folder, self._stem = folder, stem
-        self._file: RingFile | None = None
-        self._number = 0
-        self._unwritten = bytearray()
-        command = [sys.executable, "-m", "coupler.bulks.courier", str(path), str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.pid = self._process.pid
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        os.set_blocking(self._from, False)
-        self._say(Begin(tuple(fields), dict(parameters)))
+        self._listening, self._path = listening, path
+        self._rings = RingReader(folder, writable=True)  # ADIOS2 takes no arrays that are read-only
+        self._members: list[Member] = []
+        self._writer: AdiosWriter | None = None
+        self._selector = selectors.DefaultSelector()
+        listening.setblocking(False)
+        self._selector.register(listening, selectors.EVENT_READ)
 
-    def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> int:
-        """Gives a step to the courier; its number.
+    def carry(self) -> None:
+        """Carries until the last rank has left."""
+        came = False
+        while self._members or not came:
+            heard = self._hear()
+            came = came or bool(self._members)
+            while ready := due(self._members, time.monotonic()):
+                self._write(ready)
+            if not heard and self._writer is not None:
+                self._writer.come_by()
+            for member in [m for m in self._members if m.gone and not m.parcels]:
+                self._selector.unregister(member.line)
+                member.line.close()
+                self._members.remove(member)
+        if self._writer is not None:
+            signal.setitimer(signal.ITIMER_REAL, LEAVE_S)  # it ends a process that hangs, also in C
+            self._writer.close()
 
-        Raises:
-            Crowded: All slots are in use.
-            LinkError: The courier has ended, or there is no shared memory.
-        """
-        self._listen()
-        if self._file is None or not self._file.ring.fits(blocks):
-            if self._file is not None:
-                self._file.close()  # what is under way in it can still be read: the courier has mapped it
-            self._file = RingFile(self._folder, self._stem, needed(blocks), SLOTS)
-        ring = self._file.ring
-        found = ring.put(blocks)
-        if found is None or len(self._unwritten) > UNWRITTEN_BYTES:
-            if found is not None:
-                ring.undo(found[0])
-            raise Crowded(f"the courier of {self.name} does not keep up")
-        slot, places = found
-        table = tuple(wire.entry(name, blocks[name], place) for name, place in places.items())
-        self._say(Parcel(self._number, step, time, table))
-        ring.sent(slot, self._number)
-        self._number += 1
-        return self._number - 1
+    def _hear(self) -> bool:
+        """Takes in what comes; whether anything did, or is still waiting for others."""
+        waiting = any(member.parcels for member in self._members)
+        events = self._selector.select(LATE_S if waiting else IDLE_S)
+        for key, _ in events:
+            if key.fileobj is self._listening:
+                self._admit()
+            elif not key.data.gone:
+                key.data.hear(time.monotonic())
+                self._open(key.data)
+        return waiting or bool(events)
 
-    def close(self) -> None:
-        """Ends the stream; a courier that cannot is killed."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(OSError):  # what was not written has nobody to read it
-                pipe.close()
-        try:
-            self._process.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._file is not None:
-            self._file.close()
+    def _admit(self) -> None:
+        line, _ = self._listening.accept()
+        line.setblocking(False)
+        self._members.append(Member(line))
+        self._selector.register(line, selectors.EVENT_READ, self._members[-1])
 
-    def _say(self, message: Begin | Parcel) -> None:
-        body = msgspec.msgpack.encode(message)
-        self._unwritten += len(body).to_bytes(4, "little") + body
-        self._write()
+    def _open(self, member: Member) -> None:
+        if self._writer is None and member.begin is not None:
+            self._writer = AdiosWriter(self._path, member.begin.fields, member.begin.parameters)
 
-    def _write(self) -> None:
-        try:
-            while self._unwritten:
-                del self._unwritten[: os.write(self._to, self._unwritten)]
-        except BlockingIOError:
-            return
-        except BrokenPipeError as error:
-            raise LinkError(f"the courier of {self.name} has ended with code {self._process.poll()}") from error
-
-    def _listen(self) -> None:
-        """Frees the slots of what was written."""
-        self._write()
-        try:
-            said = os.read(self._from, 4 * SLOTS)
-        except BlockingIOError:
-            return
-        if said and self._file is not None:
-            self._file.ring.free(int.from_bytes(said[-4:], "little"))
+    def _write(self, ready: list[Member]) -> None:
+        assert self._writer is not None
+        parts, written = [], []
+        for member in ready:
+            assert member.begin is not None  # it comes before any parcel
+            _, parcel = member.parcels.popleft()
+            written.append((member, parcel.number))
+            try:
+                blocks = wire.blocks_of(parcel.table, fetch=self._rings.fetch)
+            except wire.WireError as error:  # the others' parts go on; the server misses this one and says so
+                sys.stderr.write(f"A part of the stream {self._path.name} is lost: {error}\n")
+                continue
+            parts.append(Part(member.begin.member, parcel.number, blocks))
+        if parts:
+            self._writer.put_parts(parcel.step, parcel.time, parts)
+        for member, number in written:
+            member.told(number)
 
 
-def carry(path: Path, folder: Path) -> None:
-    """The courier's side: reads standard input, writes the stream, to the end of the pipe."""
-    begin = msgspec.msgpack.decode(_message(STDIN), type=Begin)
-    writer = AdiosWriter(path, begin.fields, begin.parameters)
-    rings = RingReader(folder, writable=True)  # ADIOS2 takes no arrays that are read-only
-    decode = msgspec.msgpack.Decoder(Parcel).decode
-    while True:
-        if not select.select([STDIN], [], [], IDLE_S)[0]:
-            writer.come_by()
-            continue
-        body = _message(STDIN)
-        if not body:
-            break
-        parcel = decode(body)
-        writer.put(parcel.step, parcel.time, wire.blocks_of(parcel.table, fetch=rings.fetch), number=parcel.number)
-        os.write(STDOUT, parcel.number.to_bytes(4, "little"))
-    writer.close()
-
-
-def _message(source: int) -> bytes:
-    head = _exactly(source, 4)
-    return _exactly(source, int.from_bytes(head, "little")) if head else b""
-
-
-def _exactly(source: int, size: int) -> bytes:
-    """So many bytes, or none at the end of the pipe."""
-    found = bytearray()
-    while len(found) < size:
-        part = os.read(source, size - len(found))
-        if not part:
-            return b""
-        found += part
-    return bytes(found)
+def main(listening: int, path: Path, folder: Path) -> None:
+    """Carries for the ranks that come at a listening socket, given by its file descriptor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's; the end of the connections is ours
+    with socket.socket(fileno=listening) as at:
+        Courier(at, path, folder).carry()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's; the pipe's end is ours
-    carry(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from coupler.bulks.choice import FAR, SMALL_BYTES, TOO_SMALL, BulkRules, Route, choose
-from coupler.bulks.courier import Crowded
 from coupler.bulks.growing import GrowingRing, OwnStore
+from coupler.bulks.node_stream import Crowded
 from coupler.bulks.ring import Ring, slot_bytes
 from coupler.bulks.shared import RingFile
 from coupler.contracts import Link
@@ -31,12 +31,10 @@ OWN_BYTES, OWN_SLOTS = 256 << 20, 3
 
 
 class Stream(Protocol):
-    """The writing side of a stepwise stream, as `coupler.bulks.courier` makes it."""
+    """The writing side of a stepwise stream, as `coupler.bulks.node_stream` makes it."""
 
-    name: str
-
-    def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> int:
-        """Writes a step without waiting for a reader; gives its number in the stream."""
+    def put(self, step: int, time: float, blocks: Mapping[str, Block]) -> Place:
+        """Writes Blocks without waiting for a reader; the place that the message names."""
         ...
 
     def close(self) -> None:
@@ -256,14 +254,14 @@ class Outbox:
             if self._stream is None:
                 assert self._open_stream is not None  # else `_no_stream` had said so
                 self._stream = self._open_stream()
-            number = self._stream.put(step, time, blocks)
+            place = self._stream.put(step, time, blocks)
         except Crowded:
             self.crowded += 1
             return {}
         except (LinkError, OSError) as error:
             self.no_stream(str(error))
             return {}
-        return {name: Place("adios", self._stream.name, 0, number, 0) for name in blocks}
+        return dict.fromkeys(blocks, place)
 
     def no_stream(self, reason: str) -> None:
         """The stream does not come up, or does not arrive: its fields go another way from now on."""

@@ -26,7 +26,7 @@ READ = {
 WRITE = {
     "shared": "coupler.bulks.ring:Ring._copy",
     "inline": "schemas.wire:block_table",
-    "adios": "coupler.bulks.courier:Courier.put",
+    "adios": "coupler.bulks.node_stream:NodeStream.put",
 }
 UP, DOWN = 25, 200
 """Steps at which states go up, and at which learned ones come down."""
@@ -52,7 +52,7 @@ SIMULATION = {
 }
 COURIER = {
     "reads the ring": "coupler.bulks.shared:RingReader.fetch",
-    "begins a step": "coupler.bulks.adios:AdiosWriter.put",
+    "begins a step": "coupler.bulks.adios:AdiosWriter.put_parts",
     "is in the step": "coupler.bulks.adios:AdiosWriter._put",
     "has written it": "coupler.bulks.adios_engine:Sockets.hurry",
 }

@@ -215,9 +215,7 @@ def test_where_there_is_no_room_it_goes_inline_and_says_so(pair: Pair, monkeypat
 
 
 class Broken:
-    name = "rank-0-up"
-
-    def put(self, step: int, time: float, blocks: object) -> int:
+    def put(self, step: int, time: float, blocks: object) -> object:
         raise LinkError("the courier has ended")
 
     def close(self) -> None:
