@@ -43,6 +43,7 @@ GROUPS = {
     "solvers": Group("benchmarks.solvers:rows", "cell updates a second and such, a minute"),
     "timestep": Group("benchmarks.timestep:rows", "learned dt against fixed dt and a PI controller, minutes"),
     "peers": Group("benchmarks.peers:rows", "what else hands arrays to another process, 6 minutes"),
+    "coverage": Group("benchmarks.coverage:rows", "whether adopted states keep their bound, a minute a seed", True),
     "useless": Group("benchmarks.useless:rows", "what a model that learns nothing costs, 7 minutes a seed", True),
     "lammps": Group("benchmarks.lammps:rows", "LAMMPS's benchmark decks, and what `shadow` costs, 10 minutes", True),
     "lammps_timestep": Group("benchmarks.lammps:timestep", "examples/lammps_timestep.toml, 15 minutes a seed", True),

@@ -28,7 +28,7 @@ STREET = Path("examples/vortex_street.toml")
 GUST = Path("examples/vortex_gust.toml")
 RELAXATION = Path("examples/relaxation_timestep.toml")
 KEPT = Path("runs/bench")
-LENGTHS = (1, 2, 4)
+LENGTHS = (1, 3)
 GRIDS = (0.75, 1.5)
 SHADOW_SHARE = 3
 """`shadow` is compared over one such part of the example: long enough for a model to have taken over in `act`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coupler.contracts import Invariant
+from coupler.errors import SimulationFailed
 from coupler.ranks import Operation, Ranks
 
 
@@ -19,20 +20,31 @@ class Vote:
         decision: Newest decision number that it holds.
         may_send: Whether its window has room.
         fault: 0, or the number of the fault that it found in its state.
+        step: Step of its state.
     """
 
     decision: int
     may_send: bool
-    fault: int = 0
+    fault: int
+    step: int
 
 
 def agree(ranks: Ranks, vote: Vote) -> Vote:
-    """The Vote all ranks act on: the newest decision that every rank holds, room on every rank, the worst fault."""
+    """The Vote all ranks act on: the newest decision that every rank holds, room on every rank, the worst fault.
+
+    Raises:
+        SimulationFailed: Ranks show states of different steps; on every rank.
+    """
     if ranks.size == 1:
         return vote
-    mine = np.array([vote.decision, vote.may_send, -vote.fault], dtype=np.float64)
-    decision, may_send, fault = ranks.allreduce(mine, "min")
-    return Vote(int(decision), bool(may_send), -int(fault))
+    mine = np.array([vote.decision, vote.may_send, -vote.fault, vote.step, -vote.step], dtype=np.float64)
+    decision, may_send, fault, first, last = ranks.allreduce(mine, "min")
+    if first != -last:
+        raise SimulationFailed(
+            f"Ranks show states of different steps, {int(first)} to {-int(last)}; this is rank {ranks.rank}, at "
+            f"{vote.step}. Every rank must make every exchange, at the same step."
+        )
+    return Vote(int(decision), bool(may_send), -int(fault), vote.step)
 
 
 def agree_decision(ranks: Ranks, decision: int) -> int:

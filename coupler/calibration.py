@@ -3,8 +3,13 @@
 A model's own estimate of its error is a guess. The ratio of observed to estimated error over back-tests (forecasts from
 stored direct states that the model was not trained on) says how far to trust it: the bound at horizon h is the estimate
 times the conformal quantile of those ratios at h. With n exchangeable ratios the ceil((n + 1) c)-th smallest covers a
-new one with probability at least c (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113 (2018) 1094). Overlapping
-back-tests are not quite exchangeable, so the coverage found afterwards is measured and reported too.
+new one with probability at least c (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113 (2018) 1094).
+
+What comes next need not be like what was stored: a trajectory enters parts of the state space where it never was, and a
+forecast that starts from a forecast starts beside the data. So each forecast whose truth becomes known, live or by an
+audit, gives a score: its error over the bound that back-tests alone give. The bound is that bound times the quantile of
+the newest scores, or times the last one, which is about this very place, where these are above 1. The coverage found is
+measured and reported too.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from coupler.contracts import Backtest
 
 FLOOR = 1e-12
 """Smallest error estimate that is divided by."""
+SCORES = 20
+"""Newest scores that count: the quantile of so many leaves out the largest."""
 SHORTEST_STRETCH = 40
 """Learners look at new states by the dozen."""
 
@@ -29,6 +36,7 @@ class Calibration(msgspec.Struct, frozen=True):
         coverage: Target, the share of horizon errors that shall lie below the bound.
         ratios: Sorted observed/estimated ratios by horizon.
         estimates: Typical (median) error estimate by horizon.
+        scores: Errors that became known last, each over the bound that back-tests alone had given it.
         checked: Live forecasts whose error became known.
         covered: How many of them lay below their bound.
         worst: Largest live error found.
@@ -37,6 +45,7 @@ class Calibration(msgspec.Struct, frozen=True):
     coverage: float = 0.9
     ratios: dict[int, tuple[float, ...]] = {}
     estimates: dict[int, float] = {}
+    scores: tuple[float, ...] = ()
     checked: int = 0
     covered: int = 0
     worst: float = 0.0
@@ -61,19 +70,35 @@ class Calibration(msgspec.Struct, frozen=True):
         # Fewer ratios than the coverage needs (9 for 90 %) give no finite guarantee: nothing is promised then.
         return ratios[rank - 1] if rank <= len(ratios) else math.inf
 
+    @property
+    def inflation(self) -> float:
+        """By how much the bounds of back-tests must be raised to hold for the newest forecasts; 1 when they do."""
+        if not self.scores:
+            return 1.0
+        rank = math.ceil((len(self.scores) + 1) * self.coverage)
+        return max(1.0, sorted(self.scores)[min(rank, len(self.scores)) - 1], self.scores[-1])
+
+    def backtested(self, horizon: int, estimate: float) -> float:
+        """Bound of the error of a forecast over `horizon` steps by back-tests alone; its own estimate is given."""
+        return _or_infinity(self.quantile(horizon) * max(estimate, FLOOR))
+
     def bound(self, horizon: int, estimate: float) -> float:
         """Calibrated bound of the error of a forecast over `horizon` steps whose own estimate is given."""
-        bound = self.quantile(horizon) * max(estimate, FLOOR)
-        return bound if math.isfinite(bound) else math.inf
+        return _or_infinity(self.inflation * self.backtested(horizon, estimate))
+
+    def typical(self, horizon: int) -> float:
+        """Bound by back-tests alone of a forecast over `horizon` steps, at the typical estimate."""
+        longer = [h for h in self.ratios if h >= horizon]
+        return self.backtested(horizon, self.estimates[min(longer)]) if longer else math.inf
 
     def horizon(self, tolerance: float, cap: int) -> int:
         """Longest horizon up to `cap` whose bound, at its typical estimate, keeps the tolerance; 0 when none does.
 
         Every shorter back-tested horizon must keep it too: a bound that is met again later is luck.
         """
-        best = 0
+        best, inflation = 0, self.inflation
         for h in sorted(self.ratios):
-            if self.bound(h, self.estimates[h]) > tolerance:
+            if inflation * self.typical(h) > tolerance:
                 break
             best = h
         return min(best, cap)
@@ -99,8 +124,18 @@ class Calibration(msgspec.Struct, frozen=True):
             self, checked=self.checked + 1, covered=self.covered + inside, worst=max(self.worst, error)
         )
 
+    def scored(self, backtested: float, error: float) -> Calibration:
+        """Takes an error that became known, and the bound that back-tests alone had given it."""
+        if not math.isfinite(backtested):
+            return self
+        score = _or_infinity(error / max(backtested, FLOOR))
+        return msgspec.structs.replace(self, scores=(*self.scores, score)[-SCORES:])
+
     def learned(self, backtests: Iterable[Backtest]) -> Calibration:
-        """Takes the back-tests of a newly promoted model in place of the old ones; the counts go on."""
+        """Takes the back-tests of a newly promoted model in place of the old ones; scores and counts go on.
+
+        Without any back-tests the scores end too: they were about dynamics that are no more.
+        """
         by_horizon: dict[int, list[Backtest]] = {}
         for test in backtests:
             by_horizon.setdefault(test.horizon, []).append(test)
@@ -108,7 +143,8 @@ class Calibration(msgspec.Struct, frozen=True):
         for h, tests in by_horizon.items():
             ratios[h] = tuple(sorted(_ratio(t) for t in tests))
             estimates[h] = sorted(_or_infinity(t.estimated) for t in tests)[len(tests) // 2]
-        return msgspec.structs.replace(self, ratios=ratios, estimates=estimates)
+        scores = self.scores if ratios else ()
+        return msgspec.structs.replace(self, ratios=ratios, estimates=estimates, scores=scores)
 
 
 def _ratio(test: Backtest) -> float:

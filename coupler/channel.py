@@ -13,6 +13,7 @@ from schemas import wire
 from schemas.fields import Block, Snapshot
 from schemas.messages import Ack, Advice, Message, Stamp
 
+NO_SERVER = "no server yet"
 LINGER_S = 0.2
 """Time that the farewell gets to leave."""
 LOST_IN_A_ROW, LOST_S = 24, 5.0
@@ -142,7 +143,7 @@ class Channel:
         if self.protocol.state == "refused":
             return f"refused by the server: {self.protocol.refusal}"
         if self.protocol.state != "open":
-            return "no server yet"
+            return NO_SERVER
         return self._why_unsent or ("no credit on another rank" if self.protocol.may_send else "no credit")
 
     def close(self, step: int, status: str, wait_s: float) -> None:

@@ -49,19 +49,23 @@ def read_case(folder: Path) -> run.RunSpec:
 
 def terms(spec: run.RunSpec, first_step: int = 0) -> Terms:
     """What a client of this case keeps to that continues from a step."""
-    dt_is_chosen = spec.run.mode in ("advise", "act") and spec.limits.dt_min is not None
     return Terms(
         run=spec.run.name,
         first_step=first_step,
         last_step=spec.run.steps,
         end_time=math.inf if spec.run.end_time is None else spec.run.end_time,
-        keep_every=KEEP_EVERY if dt_is_chosen else 0,
+        keep_every=KEEP_EVERY if dt_is_chosen(spec) else 0,
         dt=spec.limits.dt or 0.0,
         dt_steps=spec.limits.dt_steps,
         deadline_s=spec.link.deadline_s,
         max_message_bytes=spec.link.max_message_bytes,
         digest=spec.link.digest,
     )
+
+
+def dt_is_chosen(spec: run.RunSpec) -> bool:
+    """Whether the server may choose the dt of the steps."""
+    return spec.run.mode in ("advise", "act") and spec.limits.dt_min is not None
 
 
 def guard(spec: run.RunSpec) -> Guard:

@@ -173,8 +173,7 @@ class Coupling:
         if self._channel is None or self._standing or self._mixed:
             return
         self._channel.drain(0.0)
-        vote = agree(self.ranks, Vote(0, self._protocol.may_send, soundness.fault(self.fields, snapshot)))
-        soundness.require(vote.fault, self.fields, snapshot)
+        vote = self._agreed(0, soundness.fault(self.fields, snapshot), snapshot)
         if vote.may_send:
             values = {name: item.value for name, item in (invariants or {}).items()}
             self._channel.post(snapshot, snapshot.blocks, lambda stamp: messages.Push(stamp, values), sample=True)
@@ -214,8 +213,7 @@ class Coupling:
         """
         self._alone.settle()
         self.ledger.enter()
-        vote = agree(self.ranks, Vote(0, self._protocol.may_send, soundness.fault(self.fields, snapshot)))
-        soundness.require(vote.fault, self.fields, snapshot)
+        vote = self._agreed(0, soundness.fault(self.fields, snapshot), snapshot)
         self._arrive(snapshot)
         if self._channel is not None and self._newest.phase == "audit":
             advice = self._close_audit(self._channel, snapshot, invariants or {}, vote.may_send)
@@ -281,8 +279,7 @@ class Coupling:
         channel.drain(0.0)
         due = snapshot.step >= self._next_ask
         fault = soundness.fault(self.fields, snapshot) if due and not self._standing else soundness.SOUND
-        vote = agree(self.ranks, Vote(self._protocol.newest, self._protocol.may_send, fault))
-        soundness.require(vote.fault, self.fields, snapshot)
+        vote = self._agreed(self._protocol.newest, fault, snapshot)
         if self._standing:
             return self._ask_and_wait(channel, snapshot, until, invariants, vote.may_send)
         if vote.decision > self._executed:
@@ -299,6 +296,16 @@ class Coupling:
                 return self._carry_out(self._protocol.newest, snapshot)
         reason = self._newest.reason if sent or not due else channel.why_closed()
         return self._direct(reason, snapshot, self._newest.phase)
+
+    def _agreed(self, decision: int, fault: int, snapshot: Snapshot) -> Vote:
+        """What all ranks act on; raises where the state of one of them cannot be used."""
+        vote = Vote(decision, self._protocol.may_send, fault, snapshot.step)
+        if self.ranks.size > 1:
+            began = self._clock()
+            vote = agree(self.ranks, vote)
+            self.ledger.waited(self._clock() - began)
+        soundness.require(vote.fault, self.fields, snapshot)
+        return vote
 
     def _ask_and_wait(
         self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], may_send: bool

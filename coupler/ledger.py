@@ -51,6 +51,17 @@ class Ledger:
             self.recent.append(spent)
         return self._entered
 
+    def waited(self, seconds: float) -> None:
+        """The present exchange has waited for slower ranks: that is time of the solver, not of the library."""
+        if self._entered < self._left:  # between two exchanges, which is the solver's time anyway
+            return
+        self._entered += seconds
+        if self._covered:
+            self.learned_s += seconds
+        elif self.recent:
+            self.direct_s += seconds
+            self.recent[-1] += seconds
+
     def inside(self, now: float) -> float:
         """Seconds that the present exchange has taken by `now`."""
         return now - self._entered

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.guard import all_finite
 from schemas.fields import FieldSpec, Snapshot, misfit
 
-SOUND, MISFIT, NOT_FINITE = 0, 1, 2
+SOUND, MISFIT, NOT_FINITE, NO_TIME = 0, 1, 2, 3
 """Faults, the worst last: ranks agree on the highest number."""
 
 
 def fault(fields: Mapping[str, FieldSpec], snapshot: Snapshot) -> int:
-    """The fault of this rank's part of a state: `SOUND`, `MISFIT` or `NOT_FINITE`."""
+    """The fault of this rank's part of a state: `SOUND`, `MISFIT`, `NOT_FINITE` or `NO_TIME`."""
+    if not (0.0 <= snapshot.dt < math.inf and math.isfinite(snapshot.time)):
+        return NO_TIME
     for name, spec in fields.items():
         block = snapshot.blocks.get(name)
         if block is None or misfit(spec, block):
@@ -28,10 +31,15 @@ def require(agreed: int, fields: Mapping[str, FieldSpec], snapshot: Snapshot) ->
 
     Raises:
         SchemaMismatch: A field changed its shape or dtype.
-        SimulationFailed: The state is not finite.
+        SimulationFailed: The state is not finite, or neither are its time and dt.
     """
     if agreed == SOUND:
         return
+    if not (0.0 <= snapshot.dt < math.inf and math.isfinite(snapshot.time)):
+        raise SimulationFailed(
+            f"At step {snapshot.step} the simulation shows time {snapshot.time:g} and dt {snapshot.dt:g}; time must be "
+            "finite, and dt, the time of a coupling step, not negative."
+        )
     for name, spec in fields.items():
         block = snapshot.blocks.get(name)
         sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)

@@ -11,7 +11,8 @@
     AUDIT     LEARNED     the step error keeps the tolerance; the state is verified, the audit spacing doubles
     AUDIT     DIRECT      it keeps it but the model is not able, or the host refused what it was told
     AUDIT     TRIAL       it keeps it, and a stretch of direct steps would pay: it allows longer horizons (see below)
-    AUDIT     DIRECT      it does not: REWIND to the last verified state; the spacing and the cool-down start anew
+    AUDIT     DIRECT      it does not, or comes to too much over the learned steps: REWIND to the last verified state;
+                          the spacing and the cool-down start anew
     DIRECT    AUDIT       the host says it stands at a learned state all the same (a late Advice); so from TRIAL
     any       DIRECT      a control left the trained range, the stream shows that the dynamics changed, or the host
                           refused the last decision; a learned state that it stands at is audited first
@@ -39,6 +40,8 @@ SHORTEST = 2
 """Steps that must be left before an audit and an event for a learned phase that the event cuts short."""
 MAX_SPACING = 1 << 20
 """Learned steps between two audits at most; doubling alone knows no end."""
+CARRIED = 2.0
+"""Tolerances that the carried error of an audit may have: one step says roughly what many come to."""
 REFUSED = "the host refused the learned state"
 UNSURE = "the bound of this forecast is above the tolerance"
 STRETCH = "a stretch of direct steps, which allows longer horizons"
@@ -56,6 +59,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         leeway: Steps to the next event that an audit must precede: known control change or end of the run.
         bound: Calibrated bound of the error of the forecast at hand; infinity when there is none.
         error: Error of the live forecast or of the audit that this state closes; NaN when it closes none.
+        carried: What the error of that audit comes to over the learned steps behind it, where it is above its bound.
         residual: Distance of the state from the trained ones.
         in_range: Whether all controls lie in the trained range.
         changed: Whether the stream shows that the dynamics changed.
@@ -72,6 +76,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     leeway: int = 1 << 30
     bound: float = math.inf
     error: float = math.nan
+    carried: float = 0.0
     residual: float = 0.0
     in_range: bool = True
     changed: bool = False
@@ -207,9 +212,12 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
         if math.isnan(e.error):
             return Action.DIRECT, _set(state, horizon=0, reason="audit: waiting for its direct state")
         state = _set(state, audits=state.audits + 1)
-        if e.error > self.tolerance:
+        if e.error > self.tolerance or e.carried > CARRIED * self.tolerance:
             state = _set(state, rewinds=state.rewinds + 1)
-            _, state = self._fail(state, e, f"audit found a step error of {e.error:.3g}")
+            reason = f"audit found a step error of {e.error:.3g}"
+            if e.error <= self.tolerance:
+                reason = f"audit found a step error of {e.error:.3g}, {e.carried:.3g} over the learned steps"
+            _, state = self._fail(state, e, reason)
             return Action.REWIND, state
         state = _set(state, verified=e.step, spacing=min(2 * state.spacing, MAX_SPACING))
         if e.refused:

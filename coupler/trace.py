@@ -101,9 +101,12 @@ class Recorder:
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
         if self._file is not None:
-            self._file.write(b"".join(map(self._encode, self._waiting)))
-            self._waiting.clear()
-            self._file.flush()
+            try:
+                self._file.write(b"".join(map(self._encode, self._waiting)))
+                self._waiting.clear()
+                self._file.flush()
+            except OSError as error:  # it does not say which file
+                raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         """Flushes and closes; may be called twice."""

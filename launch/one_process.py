@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ from schemas.run import RunSpec
 from sim_clients import __main__ as client
 
 HUB_BYTES = 1 << 30
+SWITCH_S = 0.0002
+"""How long a thread of the rung `threads` may keep the interpreter while others want it."""
 
 
 class PumpedLink:
@@ -126,11 +130,11 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
 
 def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Callable[[str], None]) -> Server:
     settings = core_settings(spec)
-    deterministic: dict[str, Any] = {}
+    cpu_clock = time.thread_time  # of the server's own thread, which is all that costs
     if spec.run.rung == "inline":
         # Wall time must decide nothing here: no budget, no CPU clock.
         settings = msgspec.structs.replace(settings, overhead=float("inf"))
-        deterministic["cpu_clock"] = lambda: 0.0
+        cpu_clock = float
     return Server(
         hub.listen(),
         settings,
@@ -140,8 +144,8 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         buffer_bytes=buffer_bytes(spec),
         max_message_bytes=spec.link.max_message_bytes,
         bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
+        cpu_clock=cpu_clock,
         log=log,
-        **deterministic,
     )
 
 
@@ -172,11 +176,15 @@ def _threads(
 
     jobs = [("server", server.serve), *((trainer.who, trainer.run) for trainer in trainers)]
     workers = [threading.Thread(target=work, args=job, name=job[0]) for job in jobs]
+    # Each time a thread has let the interpreter go, as an import does thousands of times, it waits that long for it.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
     for worker in workers:
         worker.start()
     try:
         return client.run(spec, folder, Ranks(), link=link)
     finally:
+        sys.setswitchinterval(interval)
         over.set()
         for worker in workers:
             worker.join()

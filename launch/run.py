@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from coupler import connect
 from coupler.bulks import folder as bulk_folder
+from coupler.channel import NO_SERVER
 from coupler.errors import CouplerError
 from coupler.files import sweep_parts, write_whole
 from coupler.recording import LEDGER
@@ -34,6 +35,7 @@ from sim_clients.reference import REFERENCE
 
 SUMMARY = "summary.json"
 INTERRUPTED = 130
+LEFT = "The simulation ended with code 0 before its last step: something in it calls exit, or stops the program."
 STOPPED = "Interrupted while the reference ran; the coupled run had finished."
 
 
@@ -62,6 +64,9 @@ def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals
     began = time.perf_counter()
     console.print(f"[bold]{spec.run.name}[/]: {length(spec)}, mode {spec.run.mode}, rung {spec.run.rung}")
     outcome = _coupled(spec, folder, console, signals)
+    if outcome.code == 0 and not outcome.interrupted and not (folder / RESULT).exists():
+        _note_failure(folder, LEFT)
+        outcome.code = 1
     wall_s = time.perf_counter() - began
     reference_wall_s, problem = None, ""
     if reference and outcome.code == 0 and not outcome.interrupted:
@@ -85,8 +90,11 @@ def prepare(spec: RunSpec, folder: Path) -> None:
     """
     if (folder / connect.CASE).exists():
         raise CouplerError(f"{folder} holds a run already; give another --out, or remove it.")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise CouplerError(f"{folder} cannot be made ({error.strerror}); give another --out.") from error
     if spec.link.curve:
         from coupler.links.security import make_keys
 
@@ -114,9 +122,10 @@ def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) ->
                     progress.tick,
                     notice=lambda line: console.print(f"[yellow]{escape(line)}[/]"),
                     asked=lambda: signals.asked,
+                    met=lambda: _has_met(folder),
                 )
     except CouplerError as error:  # a process could not be started
-        _note_failure(folder, error)
+        _note_failure(folder, f"{type(error).__name__}: {error}")
         return Outcome(code=1)
     finally:
         _remove_socket(folder)
@@ -143,7 +152,7 @@ def _here(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Ou
         except KeyboardInterrupt:
             return Outcome(interrupted=True, lost=outcome.lost)
         except (Exception, SystemExit) as error:  # whatever the plug-ins raise is the cause of this run's failure
-            _note_failure(folder, error)
+            _note_failure(folder, f"{type(error).__name__}: {error}")
             console.print_exception(max_frames=4)
             return Outcome(code=1, lost=outcome.lost)
     write_whole(folder / RESULT, json.dumps(facts))
@@ -169,8 +178,12 @@ def _reference(spec: RunSpec, folder: Path, console: Console, signals: Signals) 
         return None, STOPPED
     if outcome.code != 0 or not result.exists():
         return None, f"The reference failed: {_cause(folder / REFERENCE, outcome, log)}"
-    compared = json.loads(result.read_text(encoding="utf-8"))["compared_s"]
-    return None if compared is None else wall_s - compared, ""
+    told = _read(result)
+    if told["compared_s"] is None:
+        return None, ""
+    if spec.run.rung in ("inline", "threads"):  # the coupled run started no process either
+        return told["startup_s"] + told["loop_s"], ""
+    return wall_s - told["compared_s"], ""
 
 
 def _facts(
@@ -252,8 +265,15 @@ def _cause(folder: Path, outcome: Outcome, log: Path) -> str:
     return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed.{last}"
 
 
-def _note_failure(folder: Path, error: BaseException) -> None:
-    write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": f"{type(error).__name__}: {error}"}))
+def _note_failure(folder: Path, cause: str) -> None:
+    write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": cause}))
+
+
+def _has_met(folder: Path) -> bool:
+    """Whether a simulation that has ended ever heard of a server, as its books say."""
+    books = _read(folder / LEDGER).get("samples", {})
+    dropped = set(books.get("dropped", {})) - {NO_SERVER}
+    return bool(books.get("admitted") or books.get("in_flight") or dropped)
 
 
 def _conclude(summary: dict[str, Any], console: Console) -> None:

@@ -127,6 +127,7 @@ class Supervisor:
         tick: Callable[[], None] = lambda: None,
         notice: Callable[[str], None] = lambda _: None,
         asked: Callable[[], bool] = lambda: False,
+        met: Callable[[], bool] = lambda: True,
     ) -> Outcome:
         """Waits for the simulation to end, then for the server to close its books.
 
@@ -135,6 +136,7 @@ class Supervisor:
             tick: Called about ten times a second.
             notice: Takes a sentence when a server-side process ends early: the simulation goes on without it.
             asked: Whether somebody wants the run to end now.
+            met: Whether the simulation, which has ended, ever met the server. If not, nobody says goodbye to it.
         """
         outcome = Outcome()
         while simulation.runs and not asked():
@@ -143,7 +145,10 @@ class Supervisor:
             _wait(simulation.popen, WATCH_S)
         outcome.code = simulation.popen.returncode
         if outcome.code == 0:
-            self._farewell(outcome, asked)
+            if met():
+                self._farewell(outcome, asked)
+            else:
+                self.stop(self._of("server"))
             self._notice(outcome, notice)
         outcome.interrupted = asked()
         return outcome

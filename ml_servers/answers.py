@@ -31,11 +31,16 @@ def planned_steps(ask: Ask, hello: Hello) -> int:
     return max(last - hello.step, 1)
 
 
-def surroundings(asks: Mapping[int, Ask], last_step: int) -> Surroundings:
-    """What limits a decision: the steps that the host must hit, announced changes and the end of the run."""
+def surroundings(asks: Mapping[int, Ask], last_step: int, end_time: float = math.inf) -> Surroundings:
+    """What limits a decision: the steps that the host must hit, announced changes and the end of the run.
+
+    A run that ends at a time may cut its last step short, and a step of another dt is none to judge a forecast by.
+    """
     ask = asks[0]
     stamp = ask.stamp
     leeway = last_step - stamp.step
+    if math.isfinite(end_time):
+        leeway = min(leeway, math.floor((end_time - stamp.time) / stamp.dt + 1e-6) if stamp.dt > 0.0 else 0)
     if stamp.controls_until != math.inf:
         # A hair less than a step is rounding: the change then falls on the step's end.
         ahead = (stamp.controls_until - stamp.time) / stamp.dt + 1e-6 if stamp.dt > 0.0 else math.nan

@@ -69,6 +69,7 @@ class Verdict:
 class _Live:
     origin: int
     bound: float
+    backtested: float
     forecast: Forecast
 
     @property
@@ -99,6 +100,7 @@ class Arbiter:
         state: State of the Switch.
         step_errors: Error found by each audit.
         live_errors: Error found by each live forecast.
+        largest_bound: Largest bound of a state that was sent to be adopted; 0 before the first.
     """
 
     task: ServingTask
@@ -111,6 +113,7 @@ class Arbiter:
     state: SwitchState = field(default_factory=SwitchState)
     step_errors: list[float] = field(default_factory=list)
     live_errors: list[float] = field(default_factory=list)
+    largest_bound: float = 0.0
     _live: _Live | None = None
     _standing: _Standing | None = None
     _learned: dict[int, Snapshot] = field(default_factory=dict)
@@ -120,6 +123,7 @@ class Arbiter:
     _version: int = 0
     _changed: bool = False
     _drift: float = 0.0
+    _carried: float = 0.0
     _conserved: dict[str, float] = field(default_factory=dict)  # invariants of the last direct state
 
     def __post_init__(self) -> None:
@@ -177,6 +181,7 @@ class Arbiter:
             self.restarted()  # it undid the adoption
         shown = {name: snapshot.blocks.get(_observable(name)) for name in self.limits}
         self._conserved = {name: float(block.array) for name, block in shown.items() if block is not None}
+        self._carried = 0.0
         error, audited = self._error_at(snapshot)
         evidence = self._evidence(snapshot, around, direct=True, error=error)
         return self._decide(evidence, snapshot, error if audited else math.nan)
@@ -223,6 +228,7 @@ class Arbiter:
         error = self._distance(live.forecast, truth)
         if math.isfinite(live.bound):
             self.calibration = self.calibration.observed(live.bound, error)
+        self.calibration = self.calibration.scored(live.backtested, error)
         self.live_errors.append(error)
         return error, False
 
@@ -237,8 +243,13 @@ class Arbiter:
             return math.nan, False
         self._standing = None
         self._learned.clear()
-        error = self._distance(self._checked(standing, ahead), truth)
+        forecast = self._checked(standing, ahead)
+        error = self._distance(forecast, truth)
         self.step_errors.append(error)
+        expected, known = self._bounds(forecast)[1], self.calibration
+        if 0.0 < expected < min(error, math.inf) and 0 <= self.state.verified < standing.step:
+            self._carried = error / expected * known.typical(standing.step - self.state.verified)
+        self.calibration = known.scored(expected, error)
         return error, True
 
     def _distance(self, forecast: Forecast, truth: Mapping[str, Array]) -> float:
@@ -255,6 +266,7 @@ class Arbiter:
             room=around.room,
             leeway=around.leeway,
             error=error,
+            carried=self._carried if direct else 0.0,
             residual=self._residual,
             in_range=self._in_range,
             changed=self._changed,
@@ -272,12 +284,17 @@ class Arbiter:
         action, state = self.switch.decide(self.state, hopeful)
         if action is Action.LEARNED and self.act:
             return state.horizon
-        if not evidence.direct or evidence.version == 0 or evidence.horizon < self.switch.min_horizon:
+        if not evidence.direct or evidence.version == 0:
+            return 0
+        # What back-tests promise, whatever live forecasts have made of it: without new ones that would stay so.
+        promised = msgspec.structs.replace(self.calibration, scores=())
+        horizon = promised.horizon(self.switch.tolerance, self.max_horizon)
+        if horizon < self.switch.min_horizon:
             return 0
         if self._live is not None:  # a live forecast is still open: nothing new to learn from another one
             return 0
         # A live forecast that straddled a change of a control would blame the model for it.
-        return max(0, min(TRIAL_HORIZON, evidence.horizon, evidence.leeway))
+        return max(0, min(TRIAL_HORIZON, horizon, evidence.leeway))
 
     def _checked(self, snapshot: Snapshot, horizon: int) -> Forecast:
         forecast = self.task.forecast(snapshot, horizon)
@@ -285,14 +302,15 @@ class Arbiter:
             raise PluginError(sentence)
         return forecast
 
-    def _bound(self, forecast: Forecast) -> float:
-        """Calibrated bound of a forecast; infinity when it holds no state that could be adopted.
+    def _bounds(self, forecast: Forecast) -> tuple[float, float]:
+        """Bound of a forecast, calibrated and by back-tests alone; infinity when it holds no state to adopt.
 
         Whether that state is finite, the Guard of each rank looks: reading a large one twice would double the cost.
         """
         if not forecast.version or not forecast.arrays:
-            return math.inf
-        return self.calibration.bound(forecast.horizon, forecast.error)
+            return math.inf, math.inf
+        told = forecast.horizon, forecast.error
+        return self.calibration.bound(*told), self.calibration.backtested(*told)
 
     def _drift_of(self, forecast: Forecast) -> float:
         """Largest drift of an invariant from the last direct state to the end of a forecast, over its limit."""
@@ -304,10 +322,10 @@ class Arbiter:
         return max(drifts)
 
     def _decide(self, evidence: Evidence, snapshot: Snapshot, step_error: float = math.nan) -> Verdict:
-        forecast, bound = None, math.inf
+        forecast, bound, backtested = None, math.inf, math.inf
         if horizon := self._wanted(evidence):
             forecast = self._checked(snapshot, horizon)
-            bound = self._bound(forecast)
+            bound, backtested = self._bounds(forecast)
             self._residual, self._in_range = forecast.residual, forecast.in_range
             self._drift = self._drift_of(forecast)
         evidence = msgspec.structs.replace(
@@ -321,7 +339,9 @@ class Arbiter:
         if action is Action.REWIND or (evidence.direct and action is Action.LEARNED):
             self._live = None
         elif evidence.direct and forecast is not None and forecast.arrays and self._live is None:
-            self._live = _Live(snapshot.step, bound, forecast)
+            self._live = _Live(snapshot.step, bound, backtested, forecast)
+        if action is Action.LEARNED:
+            self.largest_bound = max(self.largest_bound, bound)
         return Verdict(action, state, forecast, bound, step_error, evidence.residual)
 
 

@@ -252,7 +252,9 @@ class ServerCore:
         if ask.executed < self._executed and self.arbiter is not None:  # a new process, which knows no decision
             self.arbiter.restarted()
         self._executed = ask.executed
-        around = surroundings(asks, self.protocol.agreed.last_step if self.protocol.agreed else 0)
+        agreed = self.protocol.agreed
+        assert agreed is not None  # they have said HELLO
+        around = surroundings(asks, agreed.last_step, agreed.end_time)
         if snapshot is None:
             if any(a.known != ask.known or not a.known for a in asks.values()):
                 return []
@@ -260,8 +262,7 @@ class ServerCore:
             verdict = self._verdict(lambda a: a.standing(ask.known, controls, around))
             return self._answer(asks, verdict, 0.0, unverified=True)
         stall_s = max(a.stall_s for a in asks.values())
-        assert self.protocol.agreed is not None  # they have said HELLO
-        planned = answers.planned_steps(ask, self.protocol.agreed)
+        planned = answers.planned_steps(ask, agreed)
         hopeful = self.settings.act and self.arbiter is not None and self.arbiter.promising
         self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned, promising=hopeful)
         state = self._whole(snapshot, asks)

@@ -29,7 +29,7 @@ def summary(core: ServerCore) -> dict[str, Any]:
         horizon = calibration.horizon(core.settings.switch.tolerance, core.settings.max_horizon)
         facts["horizon_error"] = {
             "horizon": horizon,
-            "bound": _finite(calibration.bound(horizon, calibration.estimates.get(horizon, math.inf))),
+            "bound": _finite(core.arbiter.largest_bound or (calibration.typical(horizon) if horizon else math.inf)),
             "measured": _finite(calibration.worst) if calibration.checked else None,
             "coverage": _finite(calibration.measured),
             "n": calibration.checked,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +26,8 @@ from sim_clients import views
 
 REFERENCE = "reference"
 ERRORS = "errors.msgpack"
-WINDOW = 1
-"""Reference steps on either side of a state that give its rate of change, and so its phase shift."""
+ROUNDING = 1e-6
+"""Share of a step by which two times may differ and be one."""
 MOST_SHIFT = 3.0
 """Largest phase shift looked for, in steps: three-point differences say nothing about larger ones."""
 SAMPLING = 7
@@ -77,22 +80,30 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
         judged = simulation.judge(trajectory(read(folder / OBSERVABLES)))
         plain = {name: _plain(value) for name, value in judged.items()}
         return {"status": "finished", "judgement": plain, "compared_s": None}
-    comparison = Comparison(spec, folder, ranks)
-    compared_s = 0.0
-    terms = connect.terms(spec)
+    terms, by_time = connect.terms(spec), connect.dt_is_chosen(spec)
+    if by_time:  # a step number says nothing about the time then
+        terms = msgspec.structs.replace(terms, end_time=_end(folder), last_step=sys.maxsize)
+    comparison = Comparison(spec, folder, ranks, by_time=by_time)
     dt = spec.limits.dt or simulation.snapshot().dt
+    comparison.begin(simulation)
+    integrated_s = 0.0
     while not terms.over(now := simulation.snapshot()):
-        simulation.integrate(terms.cut(dt, now.time), 1)
-        paused = time.perf_counter()
+        ahead = terms.cut(dt, now.time)
+        comparison.before_step(simulation, ahead)
+        resumed = time.perf_counter()
+        simulation.integrate(ahead, 1)
+        integrated_s += time.perf_counter() - resumed
         comparison.after_step(simulation)
-        compared_s += time.perf_counter() - paused
-    loop_s = time.perf_counter() - ready - compared_s
-    paused = time.perf_counter()
-    simulation.integrate(dt, 1)  # one step more, so that the phase of the last state can be told too
-    comparison.look(simulation)
-    comparison.finish()
-    compared_s += time.perf_counter() - paused
-    return {"status": "finished", "startup_s": ready - began, "loop_s": loop_s, "compared_s": compared_s}
+    comparison.finish(simulation)
+    compared_s = time.perf_counter() - ready - integrated_s
+    return {"status": "finished", "startup_s": ready - began, "loop_s": integrated_s, "compared_s": compared_s}
+
+
+def _end(folder: Path) -> float:
+    """Simulated time at which the coupled run ended."""
+    from sim_clients.__main__ import RESULT
+
+    return float(json.loads((folder / RESULT).read_text(encoding="utf-8"))["time"])
 
 
 def _plain(value: Any) -> Any:
@@ -101,13 +112,14 @@ def _plain(value: Any) -> Any:
 
 
 class Comparison:
-    """Compares stored views of the coupled run with a reference as it passes their steps."""
+    """Compares stored views of the coupled run with a reference as it passes their steps, or else their times."""
 
-    def __init__(self, spec: RunSpec, folder: Path, ranks: Ranks) -> None:
-        """Args: spec: The case. folder: Run folder. ranks: Ranks."""
-        self._ranks = ranks
+    def __init__(self, spec: RunSpec, folder: Path, ranks: Ranks, *, by_time: bool = False) -> None:
+        """Args: spec: The case. folder: Run folder. ranks: Ranks. by_time: Whether both have steps of their own."""
+        self._ranks, self._by_time = ranks, by_time
         self._stored = views.ViewStore(folder, ranks.rank)
         self._steps = set(self._stored.steps())
+        self._due = deque(sorted((self._stored.time(step), step) for step in self._steps) if by_time else ())
         self._target = folder / REFERENCE
         if ranks.rank == 0:
             self._target.mkdir(exist_ok=True)
@@ -117,44 +129,53 @@ class Comparison:
         self._own = views.ViewStore(self._target, ranks.rank)
         self._shown = _spread(sorted(self._steps), max(spec.output.views, 1))
         self._observables = Recorder(self._target / OBSERVABLES if ranks.rank == 0 else None)
-        self._ring: deque[tuple[int, float, Vector]] = deque(maxlen=2 * WINDOW + 1)
+        self._ring: deque[tuple[int, Vector]] = deque(maxlen=3)
         self._fluctuation = Fluctuation()
         self._names: tuple[str, ...] = ()
         self._particles = 0
         self._after = _first_hand_over(folder)
         self._sums: list[tuple[int, float, int, NDArray[np.float64]]] = []
 
+    def begin(self, simulation: Simulation) -> None:
+        """Takes the first state of the reference."""
+        self._observe(simulation)
+        if self._steps:
+            self._ring.append((simulation.snapshot().step, self._values(simulation)))
+
+    def before_step(self, simulation: Simulation, dt: float) -> None:
+        """Compares at the times of stored states that lie within the next step: by a shorter one, which is undone."""
+        now = simulation.snapshot().time
+        while self._due and self._due[0][0] < now + dt * (1.0 - ROUNDING):
+            when, step = self._due.popleft()
+            token = simulation.save()
+            if when - now > ROUNDING * dt:
+                simulation.integrate(when - now, 1)
+            self._look(simulation, step)
+            simulation.restore(token)
+
     def after_step(self, simulation: Simulation) -> None:
         """Takes one step of the reference."""
-        snapshot = simulation.snapshot()
-        names = [spec.name for spec in with_role(tuple(simulation.fields()), "observable")]
-        if names:
-            values = {name: float(snapshot[name]) for name in names}
-            self._observables.write(Observed(step=snapshot.step, time=snapshot.time, origin=0, values=values))
-        if snapshot.step in self._shown:
-            self._own.write(simulation, 0)
-        self.look(simulation)
-
-    def look(self, simulation: Simulation) -> None:
-        """Compares what the present state of the reference makes comparable."""
+        self._observe(simulation)
         if not self._steps:
             return
-        snapshot = simulation.snapshot()
-        shown = views.view(simulation)
-        self._names = tuple(shown.blocks)
-        counts = [spec.shape[0] for spec in simulation.fields() if spec.kind == "particle"]
-        self._particles = max(counts, default=0)
-        values_now = self._vector({name: (block.array, block.ids) for name, block in shown.blocks.items()})
-        self._ring.append((snapshot.step, snapshot.time, values_now))
-        if snapshot.step >= self._after and snapshot.step % SAMPLING == 0:
-            self._fluctuation.add(values_now)
-        self._compare(snapshot.step - WINDOW)
+        step, values = simulation.snapshot().step, self._values(simulation)
+        if self._by_time:
+            self._fluctuation.add(values)
+            return
+        if step in self._shown:
+            self._own.write(simulation, 0)
+        if step >= self._after and step % SAMPLING == 0:
+            self._fluctuation.add(values)
+        self._ring.append((step, values))
+        if len(self._ring) > 1:
+            self._compare(*self._ring[-2], *self._rates(at=-2))
 
-    def finish(self) -> None:
+    def finish(self, simulation: Simulation) -> None:
         """Compares what is left at the end of the run and writes the errors."""
-        last = self._ring[-1][0] if self._ring else 0
-        for step in range(last - WINDOW + 1, last + 1):
-            self._compare(step)
+        while self._due:
+            self._look(simulation, self._due.popleft()[1])
+        if self._ring and not self._by_time:
+            self._compare(*self._ring[-1], *self._rates(at=-1))
         self._observables.close()
         total = self._ranks.allreduce(np.array([self._fluctuation.total]), "sum")[0]
         if self._ranks.rank:
@@ -163,22 +184,44 @@ class Comparison:
             for step, when, origin, sums in self._sums:
                 file.write(msgpack.packb(_row(step, when, origin, sums, float(total))))
 
-    def _compare(self, step: int) -> None:
+    def _observe(self, simulation: Simulation) -> None:
+        snapshot = simulation.snapshot()
+        names = [spec.name for spec in with_role(tuple(simulation.fields()), "observable")]
+        if names:
+            values = {name: float(snapshot[name]) for name in names}
+            self._observables.write(Observed(step=snapshot.step, time=snapshot.time, origin=0, values=values))
+
+    def _look(self, simulation: Simulation, step: int) -> None:
+        """Compares the present state with the stored one of that step, which is of the same time."""
+        if step in self._shown:
+            self._own.write(simulation, 0, step)
+        values = self._values(simulation)
+        self._compare(step, values, np.zeros_like(values), np.zeros_like(values))
+
+    def _values(self, simulation: Simulation) -> Vector:
+        shown = views.view(simulation)
+        self._names = tuple(shown.blocks)
+        counts = [spec.shape[0] for spec in simulation.fields() if spec.kind == "particle"]
+        self._particles = max(counts, default=0)
+        return self._vector({name: (block.array, block.ids) for name, block in shown.blocks.items()})
+
+    def _rates(self, at: int) -> tuple[Vector, Vector]:
+        """First and second difference of the reference at the last state but one (-2), or the last (-1), in steps."""
+        if len(self._ring) < 3:
+            return np.zeros_like(self._ring[-1][1]), np.zeros_like(self._ring[-1][1])
+        before, middle, after = (values for _, values in self._ring)
+        bend = after - 2 * middle + before
+        slope = (after - before) * np.float32(0.5)
+        return (slope, bend) if at == -2 else (slope + bend, bend)
+
+    def _compare(self, step: int, here: Vector, slope: Vector, bend: Vector) -> None:
         """Sums of squares that give the error at a step, and as a function of a phase shift."""
         if step not in self._steps:
             return
-        present = [values for at, _, values in self._ring if at == step]
-        if not present:
-            return
         self._steps.discard(step)
         stored = self._stored.read(step)
-        coupled = self._vector({name: (stored[name], stored.get(f"{views.IDS}{name}")) for name in self._names})
-        here = present[0]
-        before = [v for at, _, v in self._ring if at == step - 1]
-        after = [v for at, _, v in self._ring if at == step + 1]
-        slope = (after[0] - before[0]) * np.float32(0.5) if before and after else np.zeros_like(here)
-        bend = after[0] - 2 * here + before[0] if before and after else np.zeros_like(here)
-        gap = coupled - here
+        coupled = {name: (stored[name], stored.get(f"{views.IDS}{name}")) for name in self._names}
+        gap = self._vector(coupled) - here
         pairs = ((gap, gap), (gap, slope), (slope, slope), (gap, bend), (slope, bend), (bend, bend))
         products = [float(a @ b) for a, b in pairs]
         sums = self._ranks.allreduce(np.array(products), "sum")

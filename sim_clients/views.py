@@ -34,8 +34,11 @@ class ViewStore:
         self._folder, self._rank = folder / VIEWS, rank
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, simulation: Simulation, origin: int) -> None:
-        """Stores the present view. `origin` is 0 for a direct state, else the model version."""
+    def write(self, simulation: Simulation, origin: int, step: int | None = None) -> None:
+        """Stores the present view. `origin` is 0 for a direct state, else the model version.
+
+        It stands under its own step unless another is given.
+        """
         shown = view(simulation)
         arrays: dict[str, Array] = {"origin": np.array(origin), "time": np.array(shown.time)}
         for name, block in shown.blocks.items():
@@ -43,7 +46,9 @@ class ViewStore:
             arrays[f"offset.{name}"] = np.array(block.offset, dtype=np.int64)
             if block.ids is not None:
                 arrays[f"{IDS}{name}"] = block.ids
-        write_whole(self._path(shown.step), lambda file: np.savez(file, allow_pickle=False, **arrays))
+        write_whole(
+            self._path(shown.step if step is None else step), lambda file: np.savez(file, allow_pickle=False, **arrays)
+        )
 
     def rewound(self, step: int) -> None:
         """Removes views of later steps: they left the trajectory."""
@@ -59,6 +64,11 @@ class ViewStore:
         """The stored arrays of a step."""
         with np.load(self._path(step), allow_pickle=False) as stored:
             return dict(stored)
+
+    def time(self, step: int) -> float:
+        """Simulated time of a stored step."""
+        with np.load(self._path(step), allow_pickle=False) as stored:
+            return float(stored["time"])
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step:08d}.rank{self._rank}.npz"

@@ -208,18 +208,20 @@ def compare(
     Args:
         coupled: `coupler.trace.trajectory` of the coupled run.
         reference: The same of the all-direct run, or None when there is none.
-        after_step: Only later steps count; both series end at the earlier of their last steps.
+        after_step: Only what is later than this step of the coupled run counts; both series end at the earlier end.
 
     Returns:
         By observable: `coupled`, `coupled_learned_only`, `reference` and `reference_at_learned_steps` (mean, amplitude,
         frequency, n), and `difference` and `difference_learned_only`, relative to the reference. A difference of means
         is relative to the reference's mean or its amplitude, whichever is larger: the mean of a lift is near zero.
     """
-    last = min((series[-1]["step"] for series in (coupled, reference) if series), default=-1)
-    inside = [r for r in coupled if after_step < r["step"] <= last]
+    # By time: where dt is chosen, a step number says nothing about it.
+    last = min((records[-1]["time"] for records in (coupled, reference) if records), default=-math.inf)
+    after = max((r["time"] for r in coupled if r["step"] <= after_step), default=-math.inf)
+    width = 1e-6 * (coupled[-1]["time"] - coupled[0]["time"]) / len(coupled) if coupled else 0.0
+    inside, truth = (_between(records, after + width, last + width) for records in (coupled, reference or ()))
     learned = [r for r in inside if r["origin"] > 0]
     at_learned = {r["step"] for r in learned}
-    truth = [r for r in reference or () if after_step < r["step"] <= last]
     table: dict[str, dict[str, Any]] = {}
     for name in names([*coupled, *(reference or ())]):
         row: dict[str, Any] = {
@@ -266,6 +268,10 @@ def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.
     steps = np.array([r["step"] for r in held], np.int64)
     times = np.array([r["time"] for r in held], np.float64)
     return steps, times, np.array([r["values"][name] for r in held], np.float64)
+
+
+def _between(records: Sequence[Mapping[str, Any]], begin: float, end: float) -> list[Mapping[str, Any]]:
+    return [r for r in records if begin < r["time"] <= end]
 
 
 def _describe(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:

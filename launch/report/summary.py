@@ -79,7 +79,7 @@ def assemble(folder: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
     computed = {
         "period_steps": period,
-        "error": trajectory_error(folder.errors, after, period),
+        "error": trajectory_error(folder.errors, after, period if after >= 0 else None),
         "horizon_error": _horizon_error(records, facts.get("horizon_error") or {}),
         "step_error": _step_error(history),
         "dt_error": dt_error(folder.observed, facts.get("dt_error")),

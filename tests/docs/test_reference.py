@@ -21,7 +21,7 @@ SPEAKERS = {
     "coupler/coupling.py": ("Coupling", ""),
     "coupler/alone.py": ("",),
     "coupler/decisions.py": ("objection_to",),
-    "coupler/channel.py": ("why_closed",),
+    "coupler/channel.py": ("why_closed", ""),
     "coupler/guard.py": ("Guard",),
     "coupler/blending.py": ("unmixable",),
     "ml_servers/answers.py": ("rewind",),

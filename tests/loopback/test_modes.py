@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import signal
 import threading
@@ -251,6 +252,35 @@ def test_a_run_ends_at_its_time_whatever_its_dt(tmp_path: Path) -> None:
 def test_learned_steps_do_not_pass_the_end_time(tmp_path: Path) -> None:
     result = ran(tmp_path / "run", steps=1000, run={"end_time": 29.95})
     assert result.code == 0 and result.summary["simulated_time"] == 29.95 and result.summary["learned_fraction"] > 0.3
+    assert result.summary["rewinds"] == 0
+
+
+@pytest.mark.parametrize("rung", ["inline", "threads"])
+def test_the_reference_of_one_process_counts_as_the_run_did(tmp_path: Path, rung: str) -> None:
+    """Neither has the start of a process in its time."""
+    folder = tmp_path / "run"
+    assert (
+        run(spec_of(folder, rung=rung, mode="off", steps=50), folder, reference=True, console=Console(quiet=True)) == 0
+    )
+    told = json.loads((folder / "reference" / "simulation.json").read_text())
+    assert Ran(folder, 0, "").summary["time"]["reference_wall_s"] == told["startup_s"] + told["loop_s"]
+
+
+def test_a_chosen_dt_is_compared_at_equal_times(tmp_path: Path) -> None:
+    """Steps of half the length: at equal step numbers the rotors would be anywhere."""
+    folder, limits = tmp_path / "run", {"dt_min": 0.01, "dt_max": 0.2}
+    spec = spec_of(folder, mode="advise", tasks=halved(), limits=limits, run={"end_time": 9.03}, steps=400)
+    assert run(spec, folder, reference=True, console=Console(quiet=True)) == 0
+    summary = Ran(folder, 0, "").summary
+    assert summary["error"]["n"] > 3 and summary["error"]["max"] < 1e-6
+    assert summary["observables"]["energy"]["difference"]["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_budget_of_threads_does_not_pay_for_the_solver(tmp_path: Path) -> None:
+    result = ran(tmp_path / "run", rung="threads", steps=150, simulation={"burn_s": 0.005}, mode="shadow")
+    served = json.loads((result.folder / "server.json").read_text())
+    assert result.code == 0 and result.summary["ledger"]["direct_s"] > 0.7
+    assert served["spent_s"] < 0.5 * result.summary["ledger"]["direct_s"]
 
 
 def test_too_few_steps_for_the_time_are_said(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def run(ranks: Ranks, fault: str) -> dict[str, Any]:
                 sim.x[0] = math.nan
             if fault == "host dtype" and n == 3 and ranks.rank == BAD_RANK:
                 sim.v = sim.v.astype(np.float32)
+            if fault == "host step" and n == 3 and ranks.rank == BAD_RANK:
+                sim.step -= 1
             advice = coupling.exchange(sim.snapshot(), None, sim.invariants())
             coupling.apply(sim, advice)
             told["actions"].append(advice.action.name)

@@ -28,7 +28,7 @@ FAULTS = (
     "credit",
     "invariant",
 )
-FAULTS += ("host nan", "host dtype")
+FAULTS += ("host nan", "host dtype", "host step")
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,9 @@ def test_one_rank_with_an_unusable_state_stops_all(seen: dict[str, list[dict[str
     raised = [rank["raised"] for rank in seen[fault]]
     assert raised[2].startswith(f"{own}: At step") and "field" in raised[2]
     assert all("another rank found its state unusable" in text for n, text in enumerate(raised) if n != 2)
+
+
+def test_ranks_at_different_steps_are_told(seen: dict[str, list[dict[str, Any]]]) -> None:
+    for n, rank in enumerate(seen["host step"]):
+        assert rank["raised"].startswith("SimulationFailed: Ranks show states of different steps")
+        assert f"this is rank {n}" in rank["raised"]

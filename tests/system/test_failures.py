@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import Ran
+from cases import Ran, ran
 from launched import Launched, launched, lives, until, words
 
 RUNGS = pytest.mark.parametrize(("rung", "ranks"), [("local", 1), pytest.param("mpi", 2, marks=pytest.mark.mpi)])
@@ -213,6 +213,22 @@ def test_solver_that_breaks_on_one_rank(tmp_path: Path, rung: str, ranks: int, f
     assert FAULTS[fault] in result.summary["cause"]
     assert result.says(result.summary["cause"])
     assert result.trace[-1]["to_step"] < STEPS and result.steps_of("learned")
+
+
+@RUNGS
+def test_solver_that_ends_its_program_in_the_middle(tmp_path: Path, rung: str, ranks: int) -> None:
+    settings = case(tmp_path)
+    settings["simulation"] |= {"fault": "exit", "fault_step": 150, "fault_rank": ranks - 1}
+    with launched(tmp_path, rung=rung, ranks=ranks, **settings) as run:
+        run.ranks(ranks)
+        result = run.ended()
+    assert result.code == 1 and result.summary["status"] == "failed" and result.summary["lost"] == []
+    assert "with code 0 before its last step" in result.summary["cause"] and result.says(result.summary["cause"])
+
+
+def test_run_that_is_over_before_the_server_is_up(tmp_path: Path) -> None:
+    result = ran(tmp_path / "run", rung="local", steps=5)
+    assert result.code == 0 and result.summary["lost"] == [] and result.summary["steps"] == 5
 
 
 @RUNGS

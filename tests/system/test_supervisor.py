@@ -114,6 +114,14 @@ def test_server_that_never_says_goodbye(tmp_path: Path, monkeypatch: pytest.Monk
     assert outcome.lost == ["The process 'server' did not end when the simulation had ended."]
 
 
+def test_server_that_nobody_has_met_is_not_waited_for(tmp_path: Path) -> None:
+    with Supervisor() as supervisor:
+        child = supervisor.start(planned(tmp_path, "import time; time.sleep(600)", "server"))
+        outcome = supervisor.watch(supervisor.start(planned(tmp_path, "pass")), met=lambda: False)
+        assert not child.runs
+    assert (outcome.code, outcome.lost) == (0, [])
+
+
 def test_server_that_fails_in_its_farewell(tmp_path: Path) -> None:
     code = f"import time\nwhile not __import__('os').path.exists({str(tmp_path / 'over')!r}): time.sleep(0.01)\n1 / 0"
     with Supervisor() as supervisor:

@@ -98,11 +98,11 @@ def test_a_model_that_forecasts_nonsense_is_not_trusted_again_until_it_was_right
 
 def test_a_forecast_without_a_state_has_no_bound() -> None:
     arbiter, task = made()
-    assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) < 0.01
+    assert arbiter._bounds(task.forecast(Spinner().snapshot(), 5))[0] < 0.01
     task.mood = "silent"
-    assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) == math.inf
+    assert arbiter._bounds(task.forecast(Spinner().snapshot(), 5)) == (math.inf, math.inf)
     task.mood, task.version = "perfect", 0
-    assert arbiter._bound(task.forecast(Spinner().snapshot(), 5)) == math.inf
+    assert arbiter._bounds(task.forecast(Spinner().snapshot(), 5)) == (math.inf, math.inf)
 
 
 def test_in_range_and_residual_are_those_of_the_state_asked_about() -> None:
@@ -259,3 +259,40 @@ def test_a_model_promises_once_it_keeps_the_tolerance_over_a_quarter_of_the_shor
     assert not arbiter.promising
     arbiter.calibrated([Backtest(h, error, error) for h in (1, longest) for _ in range(40)])
     assert arbiter.promising == hopeful
+
+
+def test_an_audit_is_held_against_the_bound_of_its_own_length() -> None:
+    """Back-tests say 0.001 at every horizon. A step error of 0.07 is within the tolerance, and seventy times that."""
+    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, tolerance=0.2, first_spacing=3))
+    sim = Spinner()
+    land(arbiter, sim, taken(arbiter, sim), 7)
+    arbiter.standing(7, controls(sim), FREE)
+    task.mood, task.offset = "off", 0.1
+    sim.integrate(DT, 1)
+    [verdict] = walk(arbiter, sim, 1, adopted=7)
+    assert verdict.action is Action.LEARNED and 0.05 < verdict.step_error < 0.2
+    assert verdict.bound == pytest.approx(verdict.step_error) and arbiter.largest_bound == verdict.bound
+
+    table = [Backtest(h, 0.001, 0.001 * h) for h in (1, 2, 5, 10, 20) for _ in range(20)]
+    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, tolerance=0.2, first_spacing=20))
+    arbiter.trained(2, table)  # what is 0.001 at one step comes to 0.02 over twenty
+    sim = Spinner()
+    land(arbiter, sim, taken(arbiter, sim), 7)
+    arbiter.standing(7, controls(sim), FREE)
+    task.mood, task.offset = "off", 0.1
+    sim.integrate(DT, 1)
+    [verdict] = walk(arbiter, sim, 1, adopted=7)
+    assert verdict.action is Action.REWIND and verdict.step_error < 0.2
+    assert "over the learned steps" in arbiter.state.reason
+
+
+def test_a_model_whose_bounds_are_missed_is_tried_on_and_may_come_back() -> None:
+    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, min_horizon=20))
+    arbiter.trained(2, [Backtest(h, 0.001, 0.001 * h) for h in (1, 2, 5, 10, 20) for _ in range(20)])
+    sim = Spinner()
+    task.mood, task.offset = "off", 0.03  # below the tolerance, four times what back-tests say of five steps
+    walk(arbiter, sim, 7)
+    assert arbiter.calibration.inflation > 4.0 and arbiter.calibration.horizon(SWITCH.tolerance, 100) == 10
+    assert all(v.action is Action.DIRECT for v in walk(arbiter, sim, 30))
+    task.mood = "perfect"
+    assert any(v.action is Action.LEARNED for v in walk(arbiter, sim, 300))

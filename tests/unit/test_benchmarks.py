@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import fan_in, imports, promises, runs, step, streaming, tcp, useless
+from benchmarks import coverage, fan_in, imports, promises, runs, step, streaming, tcp, useless
 from benchmarks.stopwatch import REST, Stopwatch
 from benchmarks.table import BenchmarkFailed, judged, merge, row, show, spread, timing
 from coupler.trace import OBSERVABLES, Observed, Recorder
@@ -283,3 +283,9 @@ def test_a_part_counts_without_the_parts_inside_it_and_is_put_back():
     assert watch.seconds == {REST: [2.0], "out": [3.0], "in": [4.0]}
     watch.undo()
     assert work.outer() == 2 and not vars(work)
+
+
+def test_the_true_errors_of_adopted_states_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "STEPS", 300)
+    errors, bounds = coverage.adopted({"k": 1.0, "beta": 0.0, "amplitude": [0.5, 1.5]}, tmp_path / "run", 1)
+    assert len(errors) > 3 and max(errors) < 1e-6 and all(0.0 < bound < coverage.TOLERANCE for bound in bounds)

@@ -92,3 +92,44 @@ def test_a_stretch_is_wanted_where_data_limit_the_horizon_and_not_the_error() ->
     assert calibrated({5: enough, 10: [20.0] * 20}, estimate=0.01).stretch(0.1, 100) == 0  # it does miss
     assert calibrated({5: enough}, estimate=0.01).stretch(0.1, 5) == 0  # as far as it may
     assert calibrated({5: few}, estimate=0.01).stretch(0.1, 100) == calibrated({}).stretch(0.1, 100) == 0
+
+
+def test_errors_that_became_known_raise_the_bound_of_the_next_forecasts() -> None:
+    calibration = calibrated({1: [1.0] * 20, 5: [2.0] * 20}, estimate=0.01)
+    assert calibration.inflation == 1.0 and calibration.bound(5, 0.01) == pytest.approx(0.02)
+    for error in (0.004, 0.018, 0.02):  # within what back-tests promised
+        calibration = calibration.scored(0.02, error)
+    assert calibration.inflation == 1.0
+    calibration = calibration.scored(0.02, 0.06)
+    assert calibration.bound(5, 0.01) == pytest.approx(0.06) and calibration.backtested(5, 0.01) == pytest.approx(0.02)
+    assert calibration.horizon(0.04, 100) == 1 and calibration.horizon(0.07, 100) == 5
+    assert calibration.learned([Backtest(5, 0.01, 0.02)] * 20).inflation == pytest.approx(
+        3.0
+    )  # a new model of its kind
+    assert calibration.learned([]).scores == ()  # other dynamics
+
+
+def test_one_miss_in_many_is_what_was_promised_and_the_last_one_counts_in_full() -> None:
+    calibration = calibrated({5: [1.0] * 20})
+    for score in (4.0, *[0.5] * 19):
+        calibration = calibration.scored(1.0, score)
+    assert calibration.inflation == 1.0 and len(calibration.scores) == 20
+    assert (
+        calibration.scored(1.0, 3.0).inflation == 3.0 and calibration.scored(1.0, 3.0).scored(1.0, 0.5).inflation == 1.0
+    )
+    twice = calibration.scored(1.0, 3.0).scored(1.0, 2.0)
+    assert twice.scored(1.0, 0.5).inflation == 2.0
+    assert calibration.scored(math.inf, 3.0) == calibration  # nothing had been promised
+    assert calibration.scored(1.0, math.inf).bound(5, 1.0) == math.inf
+
+
+def test_the_bound_covers_errors_that_grow_beyond_the_back_tests() -> None:
+    """Errors five times those of the back-tests: without scores hardly one in ten is covered."""
+    rng = np.random.default_rng(5)
+    calibration = calibrated({5: list(rng.lognormal(sigma=0.5, size=60))})
+    covered, bare = [], []
+    for error in 5.0 * rng.lognormal(sigma=0.5, size=400):
+        covered.append(error <= calibration.bound(5, 1.0))
+        bare.append(error <= calibration.backtested(5, 1.0))
+        calibration = calibration.scored(calibration.backtested(5, 1.0), error)
+    assert np.mean(bare) < 0.1 and np.mean(covered) > 0.85

@@ -253,6 +253,15 @@ def test_steps_to_the_next_change_are_rounded_by_a_hair_only(until_steps: float,
     assert surroundings({0: Ask(stamp, 20)}, 100).leeway == 0  # no dt: the change may be any step
 
 
+@pytest.mark.parametrize(("end_time", "leeway"), [(1.0, 10), (0.95, 9), (0.999999999, 10), (0.0, 0), (math.inf, 95)])
+def test_a_step_that_the_end_cuts_short_is_none_to_judge_by(end_time: float, leeway: int) -> None:
+    from ml_servers.answers import surroundings
+    from schemas.messages import Ask, Stamp
+
+    stamp = Stamp(0, 1, 1, 5, 0.0, 0.1, math.inf, ())
+    assert surroundings({0: Ask(stamp, 20)}, 100, end_time).leeway == leeway
+
+
 def test_a_control_out_of_range_goes_direct_at_once_and_is_audited() -> None:
     host, _ = hosted()
     until_learned(host)

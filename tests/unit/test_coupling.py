@@ -418,6 +418,15 @@ def test_a_state_that_is_not_finite_raises_on_its_step(at: int) -> None:
     assert len(server.asks) == at  # it was not shown to anyone
 
 
+@pytest.mark.parametrize(("key", "value"), [("dt", -0.1), ("dt", math.nan), ("dt", math.inf), ("time", math.nan)])
+def test_a_time_that_is_none_raises(key: str, value: float) -> None:
+    coupling, sim = coupled(Server())
+    go(coupling, sim, 2)
+    setattr(sim, key, value)
+    with pytest.raises(SimulationFailed, match=r"At step 2 the simulation shows time .* and dt"):
+        coupling.exchange(sim.snapshot())
+
+
 def test_a_field_that_changes_its_shape_raises() -> None:
     coupling, sim = coupled(Server())
     go(coupling, sim, 2)

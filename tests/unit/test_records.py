@@ -80,6 +80,23 @@ def test_the_ledger_books_each_second_once() -> None:
     assert json.loads(json.dumps(told)) == told
 
 
+def test_waiting_for_slower_ranks_is_time_of_the_solver() -> None:
+    clock = ManualClock(5.0)
+    ledger = Ledger(clock)
+    for _ in range(3):
+        ledger.enter()
+        clock.advance(0.25)
+        clock.advance(1.0)
+        ledger.waited(1.0)
+        ledger.leave(0)
+        clock.advance(1.0)
+        ledger.waited(0.5)  # in a push: the solver's time as it is
+        clock.advance(1.0)
+    ledger.enter()
+    assert ledger.stalls == [0.25] * 3 and ledger.direct_step() == 2.0
+    assert (ledger.direct_s, ledger.direct_steps) == (8.0, 3)  # nobody knows of a step before the first exchange
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 31, 32, 33, 80])
 def test_an_undisturbed_step_is_the_lower_quartile_of_recent_ones(steps: int) -> None:
     clock = ManualClock()

@@ -128,6 +128,15 @@ def test_series_of_different_length_are_compared_where_both_are() -> None:
     assert table["lift"]["reference"]["n"] == table["lift"]["coupled"]["n"] == 280
 
 
+def test_runs_with_steps_of_their_own_are_compared_over_the_same_time() -> None:
+    """One takes steps twice as long: its step 100 is the other's 200."""
+    slow = [dict(r, values={"drag": float(r["time"] > 100.0)}) for r in records(0.08, 1.0, 0.3, range(0), last=400)]
+    fast = [dict(r, step=r["step"] // 2) for r in slow if r["step"] % 2 == 0][:150]
+    drag = compare(fast, slow, 20)["drag"]
+    assert (drag["coupled"]["n"], drag["reference"]["n"]) == (130, 260)
+    assert drag["difference"]["mean"] == pytest.approx(0.0, abs=0.01)
+
+
 def test_what_only_forecasts_carry_is_no_observable() -> None:
     coupled = records(0.08, 1.0, 0.3, range(400, 721))
     for r in coupled[399:]:

@@ -170,6 +170,14 @@ def test_a_failed_audit_rewinds_whatever_else_holds(extra: dict[str, Any]) -> No
     assert (after.rewinds, after.spacing, after.resume) == (1, 5, 104)
 
 
+def test_an_audit_whose_error_comes_to_too_much_over_the_learned_steps_rewinds() -> None:
+    audited = msgspec.structs.replace(TRUSTED, phase="audit")
+    assert SWITCH.decide(audited, with_(error=0.01, carried=0.2))[0] is Action.LEARNED
+    action, after = SWITCH.decide(audited, with_(error=0.01, carried=0.21))
+    assert (action, after.phase, after.rewinds) == (Action.REWIND, "direct", 1)
+    assert after.reason == "audit found a step error of 0.01, 0.21 over the learned steps"
+
+
 def test_a_refusal_ends_trial_and_learned_but_not_direct() -> None:
     assert SWITCH.decide(TRUSTED, with_(refused=True))[1].resume == 104
     assert SWITCH.decide(state(phase="trial", good=1), with_(refused=True))[1].phase == "direct"

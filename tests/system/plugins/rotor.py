@@ -48,21 +48,23 @@ class Rotor:
         announce: bool = True,
         dt: float = 0.1,
         n: int = 6,
-        fault: Literal["none", "nan", "shape", "dtype", "missing", "raise", "constructor"] = "none",
+        fault: Literal["none", "nan", "shape", "dtype", "missing", "raise", "exit", "constructor"] = "none",
         fault_step: int = 0,
         fault_rank: int = 0,
         gates: tuple[tuple[int, str], ...] = (),
         breaks_above: float = math.inf,
         breaks_at: tuple[float, float] = (0.0, math.inf),
         pace_s: float = 0.0,
+        burn_s: float = 0.0,
         slow_until: str = "",
         slow_s: float = 0.02,
     ) -> None:
         """Makes the rotors.
 
         Args: gates: (step, file) pairs, see `wait_at`. breaks_above: Largest dt that is no failure of the step.
-            breaks_at: First and last time at which that holds. pace_s: Cost of a step. slow_until: File; before it is
-            there, a step costs slow_s, so that the server's side has time to start and to learn.
+            breaks_at: First and last time at which that holds. pace_s: Cost of a step. burn_s: CPU time of one.
+            slow_until: File; before it is there, a step costs slow_s, so that the server's side has time to start and
+            to learn.
         """
         if fault == "constructor":
             raise RuntimeError("no rotors today")
@@ -72,7 +74,7 @@ class Rotor:
         self.fault_step = fault_step
         self.gates = list(gates) if ranks.rank == ranks.size - 1 else []  # the others wait inside MPI then
         self.breaks_above, self.breaks_at = breaks_above, breaks_at
-        self.pace_s, self.slow_until, self.slow_s = pace_s, slow_until, slow_s
+        self.pace_s, self.burn_s, self.slow_until, self.slow_s = pace_s, burn_s, slow_until, slow_s
         own = np.array_split(np.arange(n), ranks.size)[ranks.rank]
         self.offset = (int(own[0]),)
         phases = np.random.default_rng(seed).uniform(0.0, 2.0 * math.pi, n)[own]
@@ -107,11 +109,16 @@ class Rotor:
         self._gate()
         if self.fault == "raise" and self.step >= self.fault_step:
             raise ArithmeticError("the rotor broke")
+        if self.fault == "exit" and self.step >= self.fault_step:
+            os._exit(0)  # as a call of exit in C does, or STOP in Fortran
         if dt > self.breaks_above and self.breaks_at[0] <= self.time <= self.breaks_at[1]:
             self.x = self.x * math.nan
             raise StepFailed(f"the rotor broke at time {self.time:.3g}")
         for _ in range(n):
             time.sleep(self.slow_s if self.slow_until and not os.path.exists(self.slow_until) else self.pace_s)
+            end = time.thread_time() + self.burn_s
+            while time.thread_time() < end:
+                pass
             omega = self._omega()
             c, s = math.cos(omega * dt), math.sin(omega * dt)
             self.x, self.v = c * self.x + s / omega * self.v, c * self.v - s * omega * self.x
