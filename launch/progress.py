@@ -28,10 +28,12 @@ class Standing:
         self.learned = 0
         self.direct_s: list[float] = []
         self._before: dict[str, Any] | None = None
+        self._first: dict[str, Any] = {}
 
     def add(self, record: dict[str, Any]) -> None:
         """Takes the next record."""
         before, self._before = self._before, record
+        self._first = self._first or record
         if before is not None and before["action"] == "direct":
             # Inside the exchange that ends it the server side may have been at work, on the rung `inline` for long.
             spent = record["wall_s"] - record["stall_s"] - before["wall_s"]
@@ -44,16 +46,18 @@ class Standing:
 
     @property
     def net_speedup(self) -> float | None:
-        """All-direct wall time of the steps so far over the wall time so far.
+        """All-direct wall time of the simulated time so far, in steps of the first dt, over the wall time so far.
 
         What a step costs alone is taken from the fastest tenth of the direct ones: a trainer on the same cores slows
         most of the others, and twice as slow a step would promise twice the gain.
         """
-        if not self.direct_s or not self.last.get("wall_s"):
+        last = self.last
+        if not self.direct_s or not last.get("wall_s") or not self._first["dt"] > 0.0:
             return None
         alone = sorted(self.direct_s)[len(self.direct_s) // 10]
-        done = self.last["step"] if self.last["action"] == "direct" else self.step  # a direct step is still to be made
-        return float(alone * done / self.last["wall_s"])
+        ahead = 0 if last["action"] == "direct" else last["to_step"] - last["step"]  # a direct step is still to be made
+        done = (last["time"] + ahead * last["dt"] - self._first["time"]) / self._first["dt"]
+        return float(alone * done / last["wall_s"])
 
     def line(self) -> str:
         """One line for a log."""

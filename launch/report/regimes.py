@@ -65,18 +65,22 @@ def answers(records: Sequence[Record], known: Sequence[Mapping[str, Any]] | None
             controls in the trace, where a change that nobody announced may be seen late or not at all.
 
     Returns:
-        For each change the given keys and: `found_at_step` (step of the first decision after it that was no learned
-        state), `delay_steps`, `rewound_to` (None when no rewind was needed), `learned_steps_kept` (learned steps
-        between change and discovery that stayed in the trajectory) and `relearned_at_step`.
+        For each change the given keys and: `found_at_step` (step of the first decision after it to integrate directly,
+        or to rewind; an audit counts where the change was announced and no learned state follows it), `delay_steps`,
+        `rewound_to` (None when no rewind was needed), `learned_steps_kept` (learned steps between change and discovery
+        that stayed in the trajectory) and `relearned_at_step`.
     """
     if known is None:
         seen = control_changes(records)[1:]
         known = [{"step": step, "controls": controls} for step, controls in seen[:MAX_REGIMES]]
-    return [dict(change) | _answer(records, int(change["step"])) for change in known]
+    return [
+        dict(change) | _answer(records, int(change["step"]), bool(change.get("announced", True))) for change in known
+    ]
 
 
-def _answer(records: Sequence[Record], step: int) -> dict[str, Any]:
-    found = next((i for i, r in enumerate(records) if r.step >= step and _stopped_trusting(records, i)), None)
+def _answer(records: Sequence[Record], step: int, announced: bool) -> dict[str, Any]:
+    candidates = (i for i, record in enumerate(records) if record.step >= step)
+    found = next((i for i in candidates if _stopped_trusting(records, i, announced)), None)
     if found is None:
         return dict.fromkeys(("found_at_step", "delay_steps", "rewound_to", "learned_steps_kept", "relearned_at_step"))
     at = records[found].step
@@ -93,7 +97,13 @@ def _answer(records: Sequence[Record], step: int) -> dict[str, Any]:
     }
 
 
-def _stopped_trusting(records: Sequence[Record], i: int) -> bool:
-    """Whether record i is a rewind, or a direct step that is no audit."""
+def _stopped_trusting(records: Sequence[Record], i: int, announced: bool) -> bool:
+    """Whether record i is a rewind, or a direct step that is no audit.
+
+    An audit that goes on over an announced change was begun because of it: the host integrates, and has not heard yet
+    what comes of the audit.
+    """
     record = records[i]
+    if record.action == "direct" and record.phase == "audit" and announced:
+        record = next((later for later in records[i:] if later.phase != "audit"), record)
     return record.action == "rewind" or (record.action == "direct" and record.phase != "audit")

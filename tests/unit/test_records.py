@@ -186,7 +186,7 @@ def test_the_live_speedup_leaves_out_what_happens_inside_an_exchange() -> None:
     standing = Standing(4)
     for step in range(4):
         at = {"wall_s": 10.25 * step + 10.0, "stall_s": 10.0, "step": step, "to_step": step + 1}
-        standing.add({"action": "direct", "time": 0.0, **at})
+        standing.add({"action": "direct", "time": 0.5 * step, "dt": 0.5, **at})
     assert standing.direct_s == pytest.approx([0.25] * 3)
     assert standing.net_speedup == pytest.approx(0.75 / 40.75)
 
@@ -194,11 +194,18 @@ def test_the_live_speedup_leaves_out_what_happens_inside_an_exchange() -> None:
 def test_the_live_speedup_is_not_larger_because_a_trainer_slows_the_direct_steps() -> None:
     standing, wall_s = Standing(100), 0.0
     for step in range(100):
-        standing.add(
-            {"action": "direct", "time": 0.0, "wall_s": wall_s, "stall_s": 0.0, "step": step, "to_step": step + 1}
-        )
+        at = {"wall_s": wall_s, "stall_s": 0.0, "step": step, "to_step": step + 1}
+        standing.add({"action": "direct", "time": 0.5 * step, "dt": 0.5, **at})
         wall_s += 1.0 if step % 5 == 0 else 2.5
     assert standing.net_speedup == pytest.approx(99 * 1.0 / (wall_s - 2.5))
+
+
+def test_the_live_speedup_of_a_chosen_dt_counts_simulated_time() -> None:
+    standing = Standing(100)
+    for step, time in enumerate((0.0, 0.5, 1.5, 3.5, 7.5, 15.5)):
+        at = {"wall_s": 1.0 * step, "stall_s": 0.0, "step": step, "to_step": step + 1}
+        standing.add({"action": "direct", "time": time, "dt": 0.5 * 2**step, **at})
+    assert standing.net_speedup == pytest.approx(31 / 5)
 
 
 def test_a_recorder_holds_no_more_than_it_must(tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ def test_an_unannounced_change_is_found_by_the_audit_and_leaves_no_learned_step(
     assert answers(wrong, [{"step": 6}])[0]["learned_steps_kept"] == 4
 
 
+def test_an_audit_over_an_announced_change_is_direct_integration_unless_the_old_model_goes_on() -> None:
+    audited = [direct(0), learned(1, 5), direct(5, "audit"), direct(6, "audit"), direct(7, "audit"), direct(8)]
+    assert answers(audited, [{"step": 6, "announced": True}])[0]["delay_steps"] == 0
+    assert answers(audited, [{"step": 6, "announced": False}])[0]["delay_steps"] == 2
+    goes_on = [*audited[:5], learned(8, 10), direct(10)]
+    assert answers(goes_on, [{"step": 6, "announced": True}])[0]["delay_steps"] == 4
+    assert answers(goes_on, [{"step": 6, "announced": True}])[0]["learned_steps_kept"] == 2
+
+
 def test_regimes_lie_between_the_changes() -> None:
     records = gust(announced=True)
     assert regimes(records, 0, 12) == [
