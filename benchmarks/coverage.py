@@ -28,7 +28,6 @@ from sim_clients.oscillator import Oscillator
 SPRINGS = 7
 STEPS = 1500
 TOLERANCE = 0.02
-FOUND = "adopted.jsonl"
 CASES = (
     {"k": 4.0, "beta": 0.3, "amplitude": [0.1, 3.0]},
     {"k": 1.0, "beta": 1.0, "amplitude": [0.5, 1.5]},

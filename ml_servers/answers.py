@@ -39,11 +39,10 @@ def surroundings(asks: Mapping[int, Ask], last_step: int, end_time: float = math
     ask = asks[0]
     stamp = ask.stamp
     leeway = last_step - stamp.step
-    if math.isfinite(end_time):
-        leeway = min(leeway, math.floor((end_time - stamp.time) / stamp.dt + 1e-6) if stamp.dt > 0.0 else 0)
-    if stamp.controls_until != math.inf:
-        # A hair less than a step is rounding: the change then falls on the step's end.
-        ahead = (stamp.controls_until - stamp.time) / stamp.dt + 1e-6 if stamp.dt > 0.0 else math.nan
+    event = min(stamp.controls_until, end_time)
+    if event != math.inf:
+        # A hair less than a step is rounding: the event then falls on the step's end.
+        ahead = (event - stamp.time) / stamp.dt + 1e-6 if stamp.dt > 0.0 else math.nan
         leeway = min(leeway, math.floor(ahead) if math.isfinite(ahead) else 0)
     refused = any(a.refused for a in asks.values())
     return Surroundings(ask.until - stamp.step, leeway, refused, ask.adopted)

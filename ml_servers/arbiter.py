@@ -286,12 +286,12 @@ class Arbiter:
             return state.horizon
         if not evidence.direct or evidence.version == 0:
             return 0
+        if self._live is not None:  # a live forecast is still open: nothing new to learn from another one
+            return 0
         # What back-tests promise, whatever live forecasts have made of it: without new ones that would stay so.
         promised = msgspec.structs.replace(self.calibration, scores=())
         horizon = promised.horizon(self.switch.tolerance, self.max_horizon)
         if horizon < self.switch.min_horizon:
-            return 0
-        if self._live is not None:  # a live forecast is still open: nothing new to learn from another one
             return 0
         # A live forecast that straddled a change of a control would blame the model for it.
         return max(0, min(TRIAL_HORIZON, horizon, evidence.leeway))

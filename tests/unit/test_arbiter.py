@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -261,27 +262,25 @@ def test_a_model_promises_once_it_keeps_the_tolerance_over_a_quarter_of_the_shor
     assert arbiter.promising == hopeful
 
 
-def test_an_audit_is_held_against_the_bound_of_its_own_length() -> None:
-    """Back-tests say 0.001 at every horizon. A step error of 0.07 is within the tolerance, and seventy times that."""
-    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, tolerance=0.2, first_spacing=3))
+def audited(spacing: int, growth: Callable[[int], float]) -> tuple[Arbiter, Verdict]:
+    """An audit that finds an error of 0.07; back-tests say 0.001 times the growth at their horizon."""
+    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, tolerance=0.2, first_spacing=spacing))
+    arbiter.trained(2, [Backtest(h, 0.001, 0.001 * growth(h)) for h in (1, 2, 5, 10, 20) for _ in range(20)])
     sim = Spinner()
     land(arbiter, sim, taken(arbiter, sim), 7)
     arbiter.standing(7, controls(sim), FREE)
     task.mood, task.offset = "off", 0.1
     sim.integrate(DT, 1)
     [verdict] = walk(arbiter, sim, 1, adopted=7)
+    return arbiter, verdict
+
+
+def test_an_audit_is_held_against_the_bound_of_its_own_length() -> None:
+    """Its error is within the tolerance, and seventy times the bound of one step."""
+    arbiter, verdict = audited(3, lambda _: 1.0)
     assert verdict.action is Action.LEARNED and 0.05 < verdict.step_error < 0.2
     assert verdict.bound == pytest.approx(verdict.step_error) and arbiter.largest_bound == verdict.bound
-
-    table = [Backtest(h, 0.001, 0.001 * h) for h in (1, 2, 5, 10, 20) for _ in range(20)]
-    arbiter, task = made(switch=msgspec.structs.replace(SWITCH, tolerance=0.2, first_spacing=20))
-    arbiter.trained(2, table)  # what is 0.001 at one step comes to 0.02 over twenty
-    sim = Spinner()
-    land(arbiter, sim, taken(arbiter, sim), 7)
-    arbiter.standing(7, controls(sim), FREE)
-    task.mood, task.offset = "off", 0.1
-    sim.integrate(DT, 1)
-    [verdict] = walk(arbiter, sim, 1, adopted=7)
+    arbiter, verdict = audited(20, float)  # what is 0.001 at one step comes to 0.02 over twenty
     assert verdict.action is Action.REWIND and verdict.step_error < 0.2
     assert "over the learned steps" in arbiter.state.reason
 
