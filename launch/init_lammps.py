@@ -20,8 +20,8 @@ DEFAULT_DT = {
 }
 """LAMMPS's timestep where a deck sets none, by unit style (documentation of `timestep`)."""
 EVERY = 10
-SPAN, LONG = 10, 500
-"""Coupling steps that the drift looks back over, in runs of at least so many."""
+WINDOWS, SPANS = 50, (10, 40)
+"""Share of a run that the drift looks back over, and least and most coupling steps in it; one step in shorter runs."""
 _INTEGRATORS = ("nve", "nvt", "npt", "nph", "rigid", "langevin", "temp/", "press/", "bond/react", "shake", "rattle")
 _STATES = ("temp", "press", "pe", "ke", "etotal", "econserve", "epair", "emol", "density", "vol", "lx", "ly", "lz")
 _WORK = ("move", "deform", "addforce", "efield", "indent", "wall/", "spring", "heat", "viscous", "setforce", "smd")
@@ -113,9 +113,9 @@ def case_of(deck: Deck, name: str) -> str:
     found = ", ".join(f"fix {c.words[3]} ({c.place})" for c in fixes if c.words[3].startswith(_INTEGRATORS))
     features = [keyword for keyword in thermo if keyword in ("temp", "press", "density")]
     powers = [keyword for keyword in features if keyword == "temp"]
-    span = SPAN if steps >= LONG else 1
+    span = min(steps // WINDOWS, SPANS[1]) * every * md if steps >= WINDOWS * SPANS[0] else 0.0
     if invariant:
-        undecided.append("which drift is tolerable (task.tolerance); 1e-4 of the kinetic energy is cautious")
+        undecided.append("which drift is tolerable (task.tolerance); 2e-4 of the kinetic energy is cautious")
     return CASE.format(
         input=name,
         name="".join(c if c.isalnum() or c in "_.-" else "_" for c in Path(name).name).lstrip("_.-") or "lammps",
@@ -137,27 +137,26 @@ def case_of(deck: Deck, name: str) -> str:
     )
 
 
-def _looks(invariant: str, every: int, span: int) -> str:
+def _looks(invariant: str, every: int, span: float) -> str:
     """How the invariant is looked at: each look makes LAMMPS evaluate it, so a long span makes do with few."""
-    samples = every if span == 1 else 1
+    samples = 1 if span else every
     lines = [f'invariant = "{invariant}"', _line(f"samples = {samples}", "looks at it within a coupling step")]
-    if span > 1:
-        lines.append(_line(f"span = {span}", "coupling steps whose half range is `drift`"))
+    if span:
+        lines.append(_line(f"span = {span:g}", "simulated time whose range is `drift`"))
     return "\n".join(lines) + "\n"
 
 
-def _error(invariant: str, span: int) -> str:
+def _error(invariant: str, span: float) -> str:
     """The keys of the task that say what its error is."""
     if not invariant:
         return '# tolerance = ...           # largest error of a coupling step; see error_field\nerror_field = ""'
     lines = [
-        _line("tolerance = 1e-4", "of `drift`: spread of the invariant over the kinetic energy"),
+        _line("tolerance = 2e-4", "of `drift`: range of the invariant over the kinetic energy"),
         'error_field = "drift"',
     ]
-    if span > 1:
+    if span:
         lines += [
-            _line(f"over = {span}", "`span`"),
-            _line(f"lead = {span + 1}", "and one more"),
+            _line(f"over = {span:g}", "`span`"),
             _line("follow = 0.1", "what the integrator conserves depends on dt: let dt change slowly"),
         ]
     return "\n".join(lines)

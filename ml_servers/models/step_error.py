@@ -85,12 +85,14 @@ class StepError:
         return kept
 
 
-def fit(rows: Floats, rises: Floats, order: float, noise: float, surprises: Floats) -> StepError:
+def fit(rows: Floats, rises: Floats, weights: Floats, order: float, noise: float, surprises: Floats) -> StepError:
     """Fits the model.
 
     Args:
         rows: Shape (n, d), n at least 1; the last column is 1.
         rises: Observed rises of log error, shape (n,).
+        weights: Share of a lesson that each is, shape (n,): 1 / k where k of them look at the same steps, or the
+            model would be as sure as if it had seen each of those steps k times.
         order: Expected order p.
         noise: Spread of the previous model, `FIRST_NOISE` when there is none.
         surprises: Past forecast errors over their predicted spread, shape (m,), in any order.
@@ -109,12 +111,13 @@ def fit(rows: Floats, rises: Floats, order: float, noise: float, surprises: Floa
     prior, expected = np.full(d, _PRIOR_FEATURE), np.zeros(d)
     prior[[0, -1]], prior[1:KNOWN] = (_PRIOR_ORDER, _PRIOR_CONSTANT), _PRIOR_KNOWN
     expected[0] = order
-    covariance = np.asarray(np.linalg.inv(scaled.T @ scaled / noise**2 + np.diag(prior**-2)), np.float64)
+    weighed = scaled.T * weights
+    covariance = np.asarray(np.linalg.inv(weighed @ scaled / noise**2 + np.diag(prior**-2)), np.float64)
     left = rises - scaled @ expected
-    change = covariance @ (scaled.T @ left) / noise**2
+    change = covariance @ (weighed @ left) / noise**2
     rest = left - scaled @ change
     # As if four answers had been seen that the model met to within the least noise.
-    left_over = math.sqrt((float(rest @ rest) + 4 * _LEAST_NOISE**2) / (rises.size + 4))
+    left_over = math.sqrt((float(weights @ rest**2) + 4 * _LEAST_NOISE**2) / (float(weights.sum()) + 4))
     coefficients = expected + change
     coefficients[0] = min(max(coefficients[0], SLOPES[0]), SLOPES[1])
     return replace(blank, coefficients=coefficients, covariance=covariance, noise=max(left_over, _LEAST_NOISE))

@@ -22,14 +22,16 @@ class StepPairs:
         # Twice the room, so that the newest always lie in one piece and move only once per `capacity` pairs.
         self._steps = np.zeros(2 * capacity, np.int64)
         self._rows, self._rises = np.zeros((2 * capacity, width)), np.zeros(2 * capacity)
+        self._weights = np.zeros(2 * capacity)
 
-    def append(self, step: int, row: Floats, rise: float) -> None:
+    def append(self, step: int, row: Floats, rise: float, weight: float) -> None:
         """Takes in a pair whose error was seen at `step`, which is not below that of any pair held."""
         if self.count == len(self._steps):
-            for array in (self._steps, self._rows, self._rises):
+            for array in (self._steps, self._rows, self._rises, self._weights):
                 array[: self._capacity] = array[self._capacity :]
             self.count = self._capacity
-        self._steps[self.count], self._rows[self.count], self._rises[self.count] = step, row, rise
+        self._steps[self.count], self._rows[self.count] = step, row
+        self._rises[self.count], self._weights[self.count] = rise, weight
         self.count += 1
 
     def drop_after(self, step: int) -> int:
@@ -42,7 +44,7 @@ class StepPairs:
         """Step of the newest pair, -1 when there is none."""
         return int(self._steps[self.count - 1]) if self.count else -1
 
-    def newest(self) -> tuple[Floats, Floats]:
-        """Rows, shape (n, width), and answers, shape (n,), of the newest `capacity` pairs; views."""
+    def newest(self) -> tuple[Floats, Floats, Floats]:
+        """Rows, shape (n, width), answers and weights, shape (n,), of the newest `capacity` pairs; views."""
         part = slice(max(0, self.count - self._capacity), self.count)
-        return self._rows[part], self._rises[part]
+        return self._rows[part], self._rises[part], self._weights[part]

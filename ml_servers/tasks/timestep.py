@@ -23,6 +23,8 @@ Count = Annotated[int, Meta(gt=0)]
 
 SHRINK = 0.2
 """Smallest factor from one dt to the next; a larger fall would rest on an extrapolation (DOPRI5 has the same)."""
+NEARLY = 1e-9
+"""Share of a time that rounding may cost."""
 PAIRS = 256
 """Pairs taken in by one step of `learn`."""
 ENOUGH = 64
@@ -30,15 +32,22 @@ ENOUGH = 64
 
 
 class _Moment(NamedTuple):
-    log_error: float
-    log_dt: float
+    """A state: its time, its features, the error up to it, and the mean dt of the steps that this error covers.
+
+    `log_error` is None where not all of those steps were seen.
+    """
+
+    time: float
     features: Floats
+    log_error: float | None
+    log_dt: float
 
 
 class _Pair(NamedTuple):
     step: int
     row: Floats
     rise: float
+    weight: float
 
 
 class _Seen(NamedTuple):
@@ -76,8 +85,8 @@ class Timestep:
     Each directly integrated step is a lesson: the state before it, its dt, and the error that it made. dt is always
     the simulated time of one coupling step, found from the times of consecutive Snapshots. A forecast depends on its
     Snapshot and on the model alone: the state gives the features, the error observable the error of the last step, and
-    Snapshot.dt the dt of that step. Where the error is a drift, a single Snapshot does not show it, and the newest
-    error trained on stands in.
+    Snapshot.dt the dt of that step. Where the error is a drift, or looks back further, a single Snapshot does not show
+    it or the dt that made it, and the newest error trained on stands in.
 
     The first dt is the simulation's own. From one step to the next dt grows by at most `growth`.
     """
@@ -97,7 +106,7 @@ class Timestep:
         features: tuple[str, ...] | None = None,
         powers: tuple[str, ...] = (),
         lead: Count = 2,
-        over: Count = 1,
+        over: Annotated[float, Meta(ge=0)] = 0.0,
         growth: Annotated[float, Meta(gt=1)] = 1.5,
         follow: Annotated[float, Meta(gt=0, le=1)] = 1.0,
         rung: Annotated[float, Meta(gt=1)] = 1.02,
@@ -122,8 +131,8 @@ class Timestep:
             powers: Features whose power the error may follow, such as a temperature: their logarithm is what counts.
             lead: Coupling steps from the state asked about to the end of the step that its dt may govern: 1 where
                 Advice arrives at once, 2 where it is about the step before.
-            over: Coupling steps that the error looks back over. Make `lead` one more, so that what is learned is how
-                the error of so many steps follows from that of those before them.
+            over: Simulated time that the error looks back over; 0 for the last coupling step. What is learned is how
+                the error over so long follows from the state before, and from the error up to there.
             growth: Largest factor from one dt to the next.
             follow: Part of the way (of log dt) from the present dt to the chosen one that is gone in a step. Below 1
                 where a change of dt costs: the energy that a symplectic method conserves depends on dt, and a quick
@@ -134,7 +143,8 @@ class Timestep:
             memory: Pairs of steps that a model rests on.
 
         Raises:
-            ValueError: dt_min is not below dt_max, rung is above growth, or a field is not there.
+            ValueError: dt_min is not below dt_max, rung is above growth, a field is not there, or `over` is given for
+                the change of an observable.
         """
         if not dt_min < dt_max:
             raise ValueError(
@@ -143,15 +153,23 @@ class Timestep:
         if rung > growth:
             raise ValueError(f"rung is {rung} and growth {growth}, so dt could never grow; make rung at most growth")
         self._reading = StepReading(fields, error_field, tolerance, features, powers)
+        if over and self._reading.drifts:
+            raise ValueError(
+                f"over is {over:g}, but {error_field!r} is a change over one coupling step; leave over out, or name an "
+                "observable that holds the error over that time"
+            )
         self._confidence, self._growth, self._order, self._refit = confidence, growth, order, refit
         self._follow = follow
         self._ladder = np.geomspace(dt_min, dt_max, math.ceil(math.log(dt_max / dt_min) / math.log(rung)) + 1)
         self._width = KNOWN + self._reading.width + 1
         self._served: Served | None = None
-        # A forecast knows a drift only as of the newest model, so that is what is learned from.
-        self._moments: deque[_Moment] = deque(maxlen=lead + (refit if self._reading.drifts else 0))
+        self._over = over
+        # An error that looks back says nothing of the present dt, and a drift nothing at all: what stands in for them
+        # is as of the newest model, so that is what is learned from.
+        self._stands_in = over > 0.0 or self._reading.drifts
+        self._before: deque[_Moment] = deque(maxlen=lead + (refit if self._stands_in else 0))
+        self._covered: deque[_Moment] = deque()  # ends of the steps that the newest error covers
         self._last: _Seen | None = None
-        self._times: deque[float] = deque(maxlen=over + 1)
         self._controls = np.array([[math.inf], [-math.inf]]) * np.ones(len(self._reading.controls))
         self._pending: deque[_Pair] = deque()
         self._pairs = StepPairs(memory, self._width)
@@ -169,23 +187,29 @@ class Timestep:
         self._controls = np.stack(
             [np.minimum(self._controls[0], imposed[0]), np.maximum(self._controls[1], imposed[1])]
         )
-        log_error = None
-        if last is not None and now.step == last.step + 1 and now.time > last.time:
-            log_error = self._reading.log_error(now.measured, last.measured)
-        else:
+        if last is None or now.step != last.step + 1 or now.time <= last.time:
             self._drop_after(now.step)
-        if last is None or log_error is None:
-            self._moments.clear()
-            self._times.clear()
-            self._times.append(now.time)
+            last = None
+        log_error = None if last is None else self._reading.log_error(now.measured, last.measured)
+        if log_error is None:
+            self._covered.clear()
+            self._before.clear()
+        self._note(now, log_error, self._reading.seen(snapshot))
+
+    def _note(self, now: _Seen, log_error: float | None, features: Floats) -> None:
+        """Adds a state to the present stretch, and the pair that its error completes."""
+        covered, before = self._covered, self._before
+        covered.append(_Moment(now.time, features, None, 0.0))
+        while len(covered) > 1 and covered[0].time <= now.time - self._over * (1.0 - NEARLY):
+            before.append(covered.popleft())
+        if log_error is None or not before:
             return
-        self._times.append(now.time)
-        log_dt = math.log((now.time - self._times[0]) / (len(self._times) - 1))
-        if len(self._moments) == self._moments.maxlen:
-            then = self._moments[0]
-            row = _row(log_dt - then.log_dt, then)
-            self._pending.append(_Pair(now.step, row, log_error - then.log_error))
-        self._moments.append(_Moment(log_error, log_dt, self._reading.seen(snapshot)))
+        log_dt = math.log((now.time - before[-1].time) / len(covered))
+        covered[-1] = _Moment(now.time, features, log_error, log_dt)
+        then = before[0]
+        if len(before) == before.maxlen and then.log_error is not None:
+            row = _row(log_dt - then.log_dt, then.log_error, then.log_dt, then.features)
+            self._pending.append(_Pair(now.step, row, log_error - then.log_error, 1.0 / len(covered)))
 
     def learn(self, steps: int) -> Report:
         """See `Task.learn`: takes in up to `PAIRS` pairs a step, then makes a new model if enough of them are new."""
@@ -217,14 +241,14 @@ class Timestep:
         served, reading = self._served, self._reading
         if served is None:
             return Forecast(horizon, 1.0, 0)
-        log_error = None if reading.drifts else reading.log_error(reading.measured(snapshot))
+        log_error = None if self._stands_in else reading.log_error(reading.measured(snapshot))
         log_dt = math.log(snapshot.dt)
         if log_error is None:
             log_error, log_dt = served.log_error, served.log_dt
         first = int(np.searchsorted(self._ladder, SHRINK * snapshot.dt))
         stop = int(np.searchsorted(self._ladder, self._growth * snapshot.dt, side="right"))
         ladder = self._ladder[min(first, len(self._ladder) - 1) : max(stop, 1)]
-        row = _row(0.0, _Moment(log_error, log_dt, reading.seen(snapshot)))
+        row = _row(0.0, log_error, log_dt, reading.seen(snapshot))
         kept = served.model.kept(row, np.log(ladder) - log_dt)
         safe = np.flatnonzero(kept >= self._confidence)
         chosen = float(ladder[safe[-1]] if safe.size else ladder[0])
@@ -278,10 +302,10 @@ class Timestep:
 
     def _fitted(self) -> Served:
         self._fresh, self._restored = 0, False
-        before, (rows, rises) = self._served, self._pairs.newest()
+        before, (rows, rises, weights) = self._served, self._pairs.newest()
         noise = FIRST_NOISE if before is None else before.model.noise
         return Served(
-            model=fit(rows, rises, self._order, noise, np.array(self._surprises)),
+            model=fit(rows, rises, weights, self._order, noise, np.array(self._surprises)),
             log_error=float(rows[-1, 1] + rises[-1]),
             log_dt=float(rows[-1, 2] + rows[-1, 0]),
             controls=self._controls.copy(),
@@ -302,8 +326,8 @@ class Timestep:
         self._superseded += lost
 
 
-def _row(log_dt_rise: float, moment: _Moment) -> Floats:
-    return np.concatenate(([log_dt_rise, moment.log_error, moment.log_dt], moment.features, [1.0]))
+def _row(log_dt_rise: float, log_error: float, log_dt: float, features: Floats) -> Floats:
+    return np.concatenate(([log_dt_rise, log_error, log_dt], features, [1.0]))
 
 
 def _blank(width: int, controls: int) -> Served:

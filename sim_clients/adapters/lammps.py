@@ -31,7 +31,17 @@ COUPLED = ("econserve", "ecouple")
 WALL = "wall"
 """Keyword of ours: seconds since the simulation was made."""
 DRIFT = "drift"
-"""Observable: half the range of the invariant in the last `span` coupling steps, over the kinetic energy."""
+"""Observable: the range of the invariant in the last `span` of simulated time, over the kinetic energy."""
+NEARLY = 1e-9
+"""Share of `span` that rounding may cost."""
+
+
+class _Range(NamedTuple):
+    """Lowest and highest value of the invariant in a coupling step, and the simulated time of its end."""
+
+    time: float
+    low: float
+    high: float
 
 
 class _Saved(NamedTuple):
@@ -46,7 +56,7 @@ class _Saved(NamedTuple):
     md_step: int
     md_time: float
     md_dt: float
-    ranges: tuple[tuple[float, float], ...]
+    ranges: tuple[_Range, ...]
 
 
 class Lammps:
@@ -57,9 +67,9 @@ class Lammps:
 
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
-    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, half its range in the last
-    `span` coupling steps over the kinetic energy (0 before the first). `v_NAME` stands for an equal-style variable,
-    `wall` for the seconds since the simulation was made.
+    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, the difference of its highest
+    and lowest value in the last `span` of simulated time, over the kinetic energy (0 before the first step). `v_NAME`
+    stands for an equal-style variable, `wall` for the seconds since the simulation was made.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another
@@ -81,7 +91,7 @@ class Lammps:
         particles: tuple[Literal["x", "v"], ...] = ("x", "v"),
         invariant: Keyword | None = None,
         samples: Count = 1,
-        span: Count = 1,
+        span: Annotated[float, Meta(ge=0)] = 0.0,
         units: str | None = None,
         external: bool = False,
         log: str = "none",
@@ -101,7 +111,7 @@ class Lammps:
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
             samples: Times in one coupling step that the invariant is looked at; each makes LAMMPS evaluate it.
-            span: Coupling steps that `drift` looks back over.
+            span: Simulated time that `drift` looks back over; 0 for the last coupling step.
             units: The unit style that the case is written in; must be the deck's.
             external: Whether a force on each atom comes in through `fix external`.
             log: LAMMPS's own log file.
@@ -137,7 +147,8 @@ class Lammps:
         self._count = self._engine.natoms
         self._ids = np.sort(self._everywhere(self._engine.tags()))
         self._step, self._time, self._drift = 0, 0.0, 0.0
-        self._ranges: deque[tuple[float, float]] = deque(maxlen=span)  # of the invariant, by coupling step
+        self._span = span
+        self._ranges: deque[_Range] = deque()  # of the invariant, by coupling step
         self._md_dt = float(self._engine.number("dt"))
         self._dt = every * self._md_dt
         self._offset: dict[str, float] = {}
@@ -180,7 +191,7 @@ class Lammps:
                 self._engine.command(f"timestep {self._md_dt!r}")
             self._shown = None
             try:
-                self._one_step()
+                self._one_step(self._time + dt)
             except StepFailed as failed:
                 self._broken = True
                 raise StepFailed(f"At time {self._time:g}, with a dt of {self._md_dt:g}: {failed}") from failed
@@ -245,7 +256,7 @@ class Lammps:
             engine.external()[...] = self._spread(Block(token.external, ids=ids))
         self._md_dt, self._dt, self._step, self._time = token.md_dt, shown.dt, shown.step, shown.time
         self._drift = float(shown[DRIFT]) if self._invariant else 0.0
-        self._ranges = deque(token.ranges, self._ranges.maxlen)
+        self._ranges = deque(token.ranges)
         self._settle(token.md_step, token.md_time)
         self._offset = {}
         fresh = self._look()
@@ -280,8 +291,8 @@ class Lammps:
         )
         return compare(observed, case, WALL)
 
-    def _one_step(self) -> None:
-        """The MD steps of one coupling step, and what is observed at its end."""
+    def _one_step(self, end: float) -> None:
+        """The MD steps of one coupling step, and what is observed at its end, a simulated time."""
         seen = [self._values[self._invariant]] if self._invariant else []
         for n in self._blocks:
             self._course.advance(self._engine, n)
@@ -291,9 +302,11 @@ class Lammps:
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            self._ranges.append((min(seen), max(seen)))
-            half = 0.5 * (max(high for _, high in self._ranges) - min(low for low, _ in self._ranges))
-            self._drift = half / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
+            self._ranges.append(_Range(end, min(seen), max(seen)))
+            while len(self._ranges) > 1 and self._ranges[0].time <= end - self._span * (1.0 - NEARLY):
+                self._ranges.popleft()
+            whole = max(part.high for part in self._ranges) - min(part.low for part in self._ranges)
+            self._drift = whole / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
         if (count := self._engine.natoms) != self._count:
             what = f"There were {self._count} atoms and now there are {count}"
             if count < self._count:

@@ -91,7 +91,10 @@ def streamed(n, **changes):
 # ----------------------------------------------------------------------------------------------------------- contract
 
 
-@pytest.mark.parametrize("changes", [{}, {"error_field": "drift:energy", "refit": 4}, {"features": ("velocity",)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"error_field": "drift:energy", "refit": 4}, {"over": 0.01, "refit": 4}, {"features": ("velocity",)}],
+)
 def test_keeps_the_contract(changes):
     report = check_task(lambda: make(**changes), DRIFTING, streamed(40))
     assert report.learned.kind == "linear"
@@ -111,6 +114,7 @@ def test_keeps_the_contract_on_the_simulation_it_is_made_for():
     ("changes", "text"),
     [
         ({"dt_min": 0.2}, "dt_min must be the smaller"),
+        ({"error_field": "drift:energy", "over": 1.0}, "change over one coupling step"),
         ({"rung": 2.0}, "rung at most growth"),
         ({"error_field": "eror"}, "did you mean 'error'"),
         ({"error_field": "velocity"}, "needs the observable"),
@@ -212,13 +216,37 @@ def test_dt_goes_part_of_the_way():
         assert (near.error > there.error) == (near.dt > there.dt)  # the chance to miss is that of the dt it gives
 
 
-def test_an_error_over_several_steps_is_held_against_their_mean_dt():
-    task, time = make(over=3, lead=4), 0.0
-    first = streamed(1)[0]
-    for step, dt in enumerate((0.0, 1e-3, 2e-3, 3e-3, 7e-3)):
+def looking_back(task, dts, errors):
+    """Steps of so long a dt, each with an error; the pairs that a task makes of them."""
+    first, time = streamed(1)[0], 0.0
+    for step, (dt, error) in enumerate(zip((0.0, *dts), (0.0, *errors), strict=True)):
         time += dt
-        task.observe(replace(first, step=step, time=time, blocks={**first.blocks, "error": Block(np.array(1e-4))}))
-    assert np.exp([moment.log_dt for moment in task._moments]) == pytest.approx([1e-3, 1.5e-3, 2e-3, 4e-3])
+        task.observe(replace(first, step=step, time=time, blocks={**first.blocks, "error": Block(np.array(error))}))
+    return list(task._pending)
+
+
+def test_an_error_over_some_time_is_held_against_the_mean_dt_of_that_time():
+    dts, errors = (1.0, 1.0, 2.0, 4.0, 2.0, 2.0, 4.0, 4.0), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+    pairs = looking_back(make(over=4.0, lead=1, refit=1), dts, errors)
+    # Errors are whole from step 3 on. That of step 6 covers steps 5 and 6: the state before is that of step 4, and the
+    # model may be older by one.
+    befores, means = {6: 3, 7: 5, 8: 6}, {3: 4.0 / 3.0, 5: 3.0, 6: 2.0, 7: 4.0, 8: 4.0}
+    assert [pair.step for pair in pairs] == list(befores)
+    assert [pair.weight for pair in pairs] == [0.5, 1.0, 1.0]
+    for pair, then in zip(pairs, befores.values(), strict=True):
+        assert pair.row[0] == pytest.approx(math.log(means[pair.step] / means[then]))
+        assert pair.rise == pytest.approx(math.log(errors[pair.step - 1] / errors[then - 1]))
+
+
+def test_an_error_that_looks_back_is_not_the_error_of_the_present_dt():
+    """A dt that has just grown has not shown its error yet: the forecast rests on what it was seen to be, at its dt."""
+    task, snapshots = make(over=0.02, refit=1, growth=10.0), streamed(300)
+    for snapshot in snapshots:
+        task.observe(snapshot)
+        task.learn(1)
+    last = snapshots[-1]
+    grown = replace(last, dt=1.2 * last.dt)
+    assert task.forecast(last, 1).dt == pytest.approx(task.forecast(grown, 1).dt)
 
 
 def test_a_load_never_seen_is_out_of_range():
@@ -266,15 +294,15 @@ def test_steps_with_gaps_teach_nothing_and_hurt_nothing():
 def test_the_model_learns_order_and_noise_and_is_unsure_far_from_its_data():
     random = np.random.default_rng(0)
     rows = np.column_stack([random.normal(size=(300, 4)) * [0.1, 1.0, 0.1, 1.0], np.ones(300)])
-    rises = 3.0 * rows[:, 0] + 0.5 * rows[:, 3] + 0.1 * random.normal(size=300)
-    many = fit(rows, rises, 4.0, FIRST_NOISE, random.normal(size=256))
+    rises, ones = 3.0 * rows[:, 0] + 0.5 * rows[:, 3] + 0.1 * random.normal(size=300), np.ones(300)
+    many = fit(rows, rises, ones, 4.0, FIRST_NOISE, random.normal(size=256))
     for _ in range(3):
-        many = fit(rows, rises, 4.0, many.noise, random.normal(size=256))
+        many = fit(rows, rises, ones, 4.0, many.noise, random.normal(size=256))
     assert many.coefficients[0] == pytest.approx(3.0, abs=0.2)
     assert many.noise == pytest.approx(0.1, rel=0.15)
     constant_dt = rows * [0.0, 1.0, 1.0, 1.0, 1.0]
-    assert fit(constant_dt, rises, 4.5, 0.1, np.zeros(1)).coefficients[0] == 4.5
-    few = fit(rows[:6], rises[:6], 4.0, 0.1, random.normal(size=256))
+    assert fit(constant_dt, rises, ones, 4.5, 0.1, np.zeros(1)).coefficients[0] == 4.5
+    few = fit(rows[:6], rises[:6], ones[:6], 4.0, 0.1, random.normal(size=256))
     near, far = (np.array([0.0, 0.0, 0.0, feature, 1.0]) for feature in (0.0, 60.0))
     assert few.surprise(near, 1.0) - few.surprise(near, 0.0) > 3 * (few.surprise(far, 1.0) - few.surprise(far, 0.0))
     # Log error -0.5 is five noises low, and 0.5 as far high; the order gives how much dt may rise in between.
@@ -282,11 +310,22 @@ def test_the_model_learns_order_and_noise_and_is_unsure_far_from_its_data():
     assert many.kept(lower, rises) == pytest.approx([256 / 257, 0.5, 0.0], abs=0.1)
 
 
+def test_lessons_about_the_same_steps_count_once():
+    random = np.random.default_rng(2)
+    rows = np.column_stack([random.normal(size=(30, 4)), np.ones(30)])
+    rises = rows[:, 0] + random.normal(size=30)
+    once = fit(rows, rises, np.ones(30), 4.0, 0.5, np.zeros(1))
+    five = fit(np.tile(rows, (5, 1)), np.tile(rises, 5), np.full(150, 0.2), 4.0, 0.5, np.zeros(1))
+    for name in ("coefficients", "covariance", "noise"):
+        assert getattr(five, name) == pytest.approx(getattr(once, name))
+
+
 def test_memory_keeps_the_newest_and_forgets_later_steps():
     pairs = StepPairs(4, 2)
     for step in range(11):
-        pairs.append(step, np.full(2, step), float(step))
-        rows, rises = pairs.newest()
+        pairs.append(step, np.full(2, step), float(step), step / 2)
+        rows, rises, weights = pairs.newest()
+        assert (2 * weights).tolist() == rises.tolist()
         assert rises.tolist() == list(map(float, range(max(0, step - 3), step + 1)))
         assert rows[:, 1].tolist() == rises.tolist()
     assert pairs.drop_after(8) == 2
