@@ -92,6 +92,8 @@ class SelfJudged(Protocol):
     def judge(self, observed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Figures of merit of a finished run against the baselines, as plain numbers.
 
+        Empty where there is none to compare with: the run is then compared with an all-direct one, as any other.
+
         Args:
             observed: The run's trajectory of observables, as `coupler.trace.trajectory` gives it.
         """

@@ -22,7 +22,7 @@ from coupler.errors import PluginError
 
 Group = Literal["simulations", "tasks", "links"]
 
-RESERVED = frozenset({"ranks", "seed", "fields"})
+RESERVED = frozenset({"ranks", "seed", "fields", "for_reference"})
 """Constructor arguments that the coupler gives; never settings."""
 
 BUILT_IN: Mapping[Group, Mapping[str, str]] = {
@@ -160,7 +160,7 @@ def construct(cls: type[Any], settings: Mapping[str, Any], **reserved: Any) -> A
     Args:
         cls: The plug-in.
         settings: Keys and values from the run file.
-        **reserved: Any of `ranks`, `seed`, `fields`; those that the constructor does not take are left out.
+        **reserved: Any of `RESERVED`; those that the constructor does not take are left out.
 
     Raises:
         PluginError: A setting is wrong or the constructor raised; its text is kept.

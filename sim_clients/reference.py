@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler import connect
+from coupler import connect, registry
 from coupler.contracts import SelfJudged, Simulation
 from coupler.ranks import Ranks
 from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read, trajectory
@@ -71,13 +71,12 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
     Returns:
         Facts for the summary. `loop_s` leaves the comparisons out, so that they do not flatter the coupled run.
     """
-    from sim_clients.__main__ import make
-
     began = time.perf_counter()
-    simulation = make(spec, ranks)
+    cls = registry.find("simulations", spec.simulation.use)
+    given = {"ranks": ranks, "seed": spec.run.seed, "for_reference": True}
+    simulation: Simulation = registry.construct(cls, spec.simulation.settings, **given)
     ready = time.perf_counter()
-    if isinstance(simulation, SelfJudged):
-        judged = simulation.judge(trajectory(read(folder / OBSERVABLES)))
+    if isinstance(simulation, SelfJudged) and (judged := simulation.judge(trajectory(read(folder / OBSERVABLES)))):
         plain = {name: _plain(value) for name, value in judged.items()}
         return {"status": "finished", "judgement": plain, "compared_s": None}
     terms, by_time = connect.terms(spec), connect.dt_is_chosen(spec)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,9 +16,10 @@ from coupler.contracts import Invariant
 from coupler.errors import SimulationFailed, StepFailed
 from coupler.ranks import Ranks
 from schemas.fields import Block, FieldSpec, Snapshot
+from sim_clients.adapters.lammps_checks import check_box, check_keywords, check_units, deck_at
 from sim_clients.adapters.lammps_course import Course, Place
-from sim_clients.adapters.lammps_deck import UNITS, Deck, DeckError, read_deck
-from sim_clients.adapters.lammps_engine import Atoms, Box, Engine, Floats, finite
+from sim_clients.adapters.lammps_engine import Engine, finite
+from sim_clients.adapters.lammps_instant import Instant, Instants
 from sim_clients.adapters.lammps_units import unit_of
 
 Count = Annotated[int, Meta(gt=0)]
@@ -45,16 +44,13 @@ class _Range(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """A state: what `snapshot` showed, this rank's atoms, and what of LAMMPS's own state can be set."""
+    """A state: what `snapshot` showed, and what of LAMMPS's own state can be set."""
 
     shown: Snapshot
     values: dict[str, float]
-    atoms: Atoms
-    external: Floats | None
-    box: Box
+    instant: Instant
+    external: NDArray[np.float64] | None
     place: Place
-    md_step: int
-    md_time: float
     md_dt: float
     ranges: tuple[_Range, ...]
 
@@ -97,6 +93,7 @@ class Lammps:
         log: str = "none",
         tolerance: Annotated[float, Meta(gt=0)] | None = None,
         windows: Count = 1,
+        for_reference: bool = False,
     ) -> None:
         """Reads the deck and executes it up to its first run.
 
@@ -118,18 +115,20 @@ class Lammps:
             tolerance: Largest drift of the invariant in a window of time over the mean kinetic energy there, at which
                 `coupler run --reference` compares a chosen dt with others.
             windows: Windows of equal simulated time.
+            for_reference: Whether to leave out what the deck writes (dumps, logs, restarts, files of averages): the
+                files of the coupled run are there.
 
         Raises:
             ValueError: The deck cannot be driven, or LAMMPS is not there.
             SimulationFailed: LAMMPS refuses a command of it.
         """
         self._made = time.perf_counter()
-        self._deck = _read(input)
-        _check_units(self._deck, units)
+        self._deck = deck_at(input)
+        check_units(self._deck, self._deck.units, units)
         if samples > every:
             raise ValueError(f"samples is {samples}, more than the MD steps of a coupling step, every = {every}")
         self._ranks, self._every = ranks, every
-        self._opening = (ranks, seed, log)
+        self._opening = (ranks, seed, "none" if for_reference else log)
         if tolerance is not None and invariant is None:
             raise ValueError('tolerance is a drift of the invariant; name that too, such as invariant = "econserve"')
         names = [*thermo, *([invariant, "ke"] if invariant else []), *([WALL] if tolerance else [])]
@@ -138,18 +137,22 @@ class Lammps:
         self._blocks = [len(part) for part in np.array_split(range(every), samples)]
         self._engine = Engine(*self._opening)
         shown = [name for name in self._keywords if name != WALL and not name.startswith("v_")]
-        self._course = Course(self._deck, shown, every, external, equilibration)
+        self._course = Course(
+            self._deck, shown, every, external, equilibration, quiet=for_reference, ended=self._keep_end
+        )
         self._alike: dict[str, Any] = {"input": input, "every": every, "equilibration": equilibration}
         self._tolerance, self._windows = tolerance, windows
+        self._ends: dict[int, Instant] = {}  # of run lines, by position
+        self._instants: Instants | None = None
         self._course.begin(self._engine)
-        if self._engine.number("triclinic"):
-            raise ValueError("the box is triclinic, and positions are unwrapped for orthogonal boxes only; use another")
-        self._count = self._engine.natoms
-        self._ids = np.sort(self._everywhere(self._engine.tags()))
+        self._units = str(self._engine.number("units"))
+        check_units(self._deck, self._units, units)
+        check_keywords(self._engine, [name for name in self._keywords if name != WALL])
+        check_box(self._engine)
         self._step, self._time, self._drift = 0, 0.0, 0.0
         self._span = span
         self._ranges: deque[_Range] = deque()  # of the invariant, by coupling step
-        self._md_dt = float(self._engine.number("dt"))
+        self._md_dt = self._engine.dt
         self._dt = every * self._md_dt
         self._offset: dict[str, float] = {}
         self._broken = False
@@ -158,7 +161,7 @@ class Lammps:
 
     def fields(self) -> tuple[FieldSpec, ...]:
         """See `Simulation.fields`."""
-        style, shape = self._deck.units, (self._count, 3)
+        style, shape = self._units, (self._atoms.count, 3)
         quantities = {"x": "distance", "v": "velocity"}
         atoms = [FieldSpec(n, "<f8", shape, unit_of(quantities[n], style), "particle") for n in self._particles]
         if self._external:
@@ -172,7 +175,8 @@ class Lammps:
         if self._shown is None:
             scalars = self._values | ({DRIFT: self._drift} if self._invariant else {})
             blocks = {name: Block(np.array(value)) for name, value in scalars.items()}
-            self._shown = Snapshot(self._step, self._time, self._dt, self._particle_blocks() | blocks)
+            until = self._time + self._course.place.left / self._every * self._dt if self._course.more else math.inf
+            self._shown = Snapshot(self._step, self._time, self._dt, self._particle_blocks() | blocks, until)
         return self._shown
 
     def integrate(self, dt: float, n: int) -> None:
@@ -197,41 +201,35 @@ class Lammps:
                 raise StepFailed(f"At time {self._time:g}, with a dt of {self._md_dt:g}: {failed}") from failed
             self._step += 1
             self._time += dt
-            if self._course.finish(self._engine):
-                self._values = self._look()
-                if (md_dt := float(self._engine.number("dt"))) != self._md_dt:
-                    self._md_dt, self._dt = md_dt, self._every * md_dt
+            self._next_line()
 
     def adopt(self, snapshot: Snapshot) -> None:
         """See `Simulation.adopt`. Raises SimulationFailed when the state lies beyond the present run line."""
         engine, ahead = self._engine, (snapshot.step - self._step) * self._every
-        md_step, md_time = int(engine.number("ntimestep")) + ahead, self._md_time() + snapshot.time - self._time
+        md_step, md_time = int(engine.number("ntimestep")) + ahead, engine.time + snapshot.time - self._time
         self._course.skip(ahead)
-        given = snapshot.blocks
+        given, spread = snapshot.blocks, self._atoms.spread
         if "x" in given:
-            images = engine.turns(engine.atoms().image)
-            engine.write("x", self._spread(given["x"]) - images * engine.box.lengths)
+            engine.write("x", spread(engine, given["x"]) - engine.turns() * engine.box.lengths)
         if "v" in given:
-            engine.write("v", self._spread(given["v"]))
+            engine.write("v", spread(engine, given["v"]))
         if "external_force" in given:
-            engine.external()[...] = self._spread(given["external_force"])
+            engine.external()[...] = spread(engine, given["external_force"])
         self._md_dt = self._md_dt if snapshot.dt == self._dt else snapshot.dt / self._every
         self._step, self._time, self._dt = snapshot.step, snapshot.time, snapshot.dt
         self._settle(md_step, md_time)
-        self._ranges.clear()
+        self._forget_drift()
         self._values, self._shown = self._look(), None
+        self._next_line()
 
     def save(self) -> object:
         """See `Simulation.save`: copies of this rank's atoms; cheap beside a step."""
         return _Saved(
             shown=self.snapshot(),
             values=dict(self._values),
-            atoms=self._engine.atoms(),
+            instant=self._atoms.take(self._engine),
             external=self._engine.external().copy() if self._external else None,
-            box=self._engine.box,
             place=self._course.place,
-            md_step=int(self._engine.number("ntimestep")),
-            md_time=self._md_time(),
             md_dt=self._md_dt,
             ranges=tuple(self._ranges),
         )
@@ -241,23 +239,17 @@ class Lammps:
         if not isinstance(token, _Saved):
             raise TypeError(f"restore got a {type(token).__name__}; give it a token made by save of a Lammps")
         if self._broken or token.place.at != self._course.place.at:
-            self._engine.close()
-            self._engine = Engine(*self._opening)
-            self._course.replay(self._engine, token.place)
-            self._broken = False
+            self._rebuild(token.place)
         self._course.place = token.place
-        engine, atoms, shown = self._engine, token.atoms, token.shown
-        if token.box != engine.box:
-            engine.set_box(token.box)
-        ids = self._index(atoms.tags)
-        for name, values in (("x", atoms.x), ("v", atoms.v), ("image", atoms.image)):
-            engine.write(name, self._spread(Block(values, ids=ids)))
+        engine, instant, shown = self._engine, token.instant, token.shown
+        self._atoms.put(engine, instant)
         if token.external is not None:
-            engine.external()[...] = self._spread(Block(token.external, ids=ids))
+            ids = self._atoms.index(instant.tags)
+            engine.external()[...] = self._atoms.spread(engine, Block(token.external, ids=ids))
         self._md_dt, self._dt, self._step, self._time = token.md_dt, shown.dt, shown.step, shown.time
         self._drift = float(shown[DRIFT]) if self._invariant else 0.0
         self._ranges = deque(token.ranges)
-        self._settle(token.md_step, token.md_time)
+        self._settle(instant.step, instant.time)
         self._offset = {}
         fresh = self._look()
         self._offset = {name: token.values[name] - fresh[name] for name in COUPLED if name in fresh}
@@ -270,19 +262,24 @@ class Lammps:
     def judge(self, observed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """See `SelfJudged.judge`: against a fixed dt, an oracle and `fix dt/reset` at the same drift.
 
-        Raises:
-            ValueError: The case states no tolerance.
+        Empty where the case states no tolerance.
         """
         if self._tolerance is None or self._invariant is None:
-            raise ValueError("--reference compares at a drift: give simulation.tolerance, windows and an invariant")
+            return {}
         from sim_clients.adapters.lammps_judge import Case, compare
 
         (ranks, seed, _), keywords = self._opening, (self._invariant, "ke")
         case = Case(
-            engine=lambda: Engine(*self._opening),
-            course=lambda: Course(self._deck, keywords, self._every, False, self._alike["equilibration"]),
+            engine=lambda: Engine(ranks, seed, "none"),
+            course=lambda: Course(self._deck, keywords, self._every, False, self._alike["equilibration"], quiet=True),
             steered=lambda: Lammps(
-                ranks=ranks, seed=seed, particles=(), thermo=(), invariant=self._invariant, **self._alike
+                ranks=ranks,
+                seed=seed,
+                particles=(),
+                thermo=(),
+                invariant=self._invariant,
+                for_reference=True,
+                **self._alike,
             ),
             invariant=self._invariant,
             every=self._every,
@@ -307,9 +304,14 @@ class Lammps:
                 self._ranges.popleft()
             whole = max(part.high for part in self._ranges) - min(part.low for part in self._ranges)
             self._drift = whole / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
-        if (count := self._engine.natoms) != self._count:
-            what = f"There were {self._count} atoms and now there are {count}"
-            if count < self._count:
+        if self._engine.dt != self._md_dt:
+            raise SimulationFailed(
+                f"LAMMPS changed dt from {self._md_dt:g} to {self._engine.dt:g} by itself; take out what does, such as "
+                "`fix dt/reset`: the coupling chooses dt, and knows the time by it"
+            )
+        if (count := self._engine.natoms) != self._atoms.count:
+            what = f"There were {self._atoms.count} atoms and now there are {count}"
+            if count < self._atoms.count:
                 raise StepFailed(f"{what}: atoms were lost")
             raise SimulationFailed(f"{what}. The coupled fields have a fixed number of atoms; do not add any in a run.")
 
@@ -323,77 +325,68 @@ class Lammps:
     def _particle_blocks(self) -> dict[str, Block]:
         if not (self._particles or self._external):
             return {}
-        atoms = self._engine.atoms()
-        order = np.argsort(atoms.tags)
-        ids = self._index(atoms.tags[order])
-        found = {"v": atoms.v} if "v" in self._particles else {}
+        tags = self._engine.tags()
+        order = np.argsort(tags)
+        ids = self._atoms.index(tags[order])
+        found = {"v": self._engine.read("v")} if "v" in self._particles else {}
         if "x" in self._particles:
-            found["x"] = self._engine.unwrapped(atoms)
+            found["x"] = self._engine.unwrapped()
         if self._external:
             found["external_force"] = self._engine.external()
         return {name: Block(values[order], ids=ids) for name, values in found.items()}
 
-    def _index(self, tags: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ids of atoms from 0, without gaps, from LAMMPS's tags."""
-        return np.searchsorted(self._ids, tags)
+    @property
+    def _atoms(self) -> Instants:
+        if self._instants is None:  # at the end of the first run line, or when the first of the coupled ones begins
+            self._instants = Instants(self._ranks, self._engine)
+        return self._instants
 
-    def _spread(self, block: Block) -> NDArray[Any]:
-        """The rows for this rank's atoms, in LAMMPS's order, of values that the ranks hold together by id."""
-        whole = np.zeros((self._count, *block.array.shape[1:]), block.array.dtype)
-        whole[block.ids] = block.array
-        return self._summed(whole)[self._index(self._engine.tags())]
+    def _keep_end(self, at: int) -> None:
+        """The run line at a position of the deck is done: what is said after it may depend on where the atoms are."""
+        self._ends[at] = self._atoms.take(self._engine)
 
-    def _everywhere(self, tags: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The tags of all ranks."""
-        parts = self._ranks.bcast(self._ranks.gather(tags))
-        return np.concatenate(parts)
+    def _next_line(self) -> None:
+        """After the last step of a run line: what the deck says up to the next one."""
+        if not self._course.finish(self._engine):
+            return
+        check_box(self._engine)
+        self._values = self._look()
+        self._forget_drift()
+        if (md_dt := self._engine.dt) != self._md_dt:
+            self._md_dt, self._dt = md_dt, self._every * md_dt
 
-    def _summed(self, values: NDArray[Any]) -> NDArray[Any]:
-        if self._ranks.comm is None:
-            return values
-        total = np.empty_like(values)
-        self._ranks.comm.Allreduce(values, total)
-        return total
+    def _forget_drift(self) -> None:
+        """The energy was changed from outside: what it was before is nothing to hold it against."""
+        self._ranges.clear()
+        self._drift = 0.0
 
-    def _md_time(self) -> float:
-        """LAMMPS's own simulated time, which its variables see."""
-        read = self._engine.number
-        return float(read("atime") + (read("ntimestep") - read("atimestep")) * read("dt"))
+    def _rebuild(self, place: Place) -> None:
+        """Another instance, taken to a place in the deck."""
+        now = self._engine
+        # Refused where there is no way back, so that nothing is lost then.
+        self._course.go_to(now, int(now.number("ntimestep")), now.time)
+        now.close()
+        ranks, seed, log = self._opening
+        self._engine = Engine(ranks, seed, log, goes_on=True)
+        self._course.replay(self._engine, place, self._put_end)
+        self._broken = False
+
+    def _put_end(self, at: int) -> None:
+        instant = self._ends[at]
+        self._atoms.put(self._engine, instant)
+        self._move_to(instant.step, instant.time, instant.dt)
+        self._engine.run("run 0 post no")  # so that thermo keywords have their values
+        self._atoms.put(self._engine, instant)  # once more as it was: atoms just outside the box were wrapped
 
     def _settle(self, md_step: int, md_time: float) -> None:
         """After atoms were overwritten: step, time and dt, each atom on its rank, neighbour lists, forces, energies."""
+        self._move_to(md_step, md_time, self._md_dt)
+        self._course.set_up(self._engine)
+
+    def _move_to(self, md_step: int, md_time: float, md_dt: float) -> None:
         engine = self._engine
-        if md_step != engine.number("ntimestep") or md_time != self._md_time():
-            engine.command(f"reset_timestep {md_step} time {md_time!r}", "going back (no fix may depend on the step)")
-        if self._md_dt != engine.number("dt"):
-            engine.command(f"timestep {self._md_dt!r}")
+        if md_step != engine.number("ntimestep") or md_time != engine.time:
+            self._course.go_to(engine, md_step, md_time)
+        if md_dt != engine.dt:
+            engine.command(f"timestep {md_dt!r}")
         engine.command("displace_atoms all move 0 0 0 units box")  # sends atoms to their ranks, however far they moved
-        self._course.set_up(engine)
-
-
-def _read(path: str) -> Deck:
-    beside = (Path(folder) / path for folder in ("", *sys.path))
-    found = next((str(file) for file in beside if file.is_file()), path)
-
-    def read(name: str) -> str:
-        try:
-            return Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            why = getattr(problem, "strerror", None) or "it is not UTF-8 text"
-            raise DeckError(
-                f"the deck {name} cannot be read ({why}); names of files count from the current folder, {Path.cwd()}"
-            ) from problem
-
-    return read_deck(found, read)
-
-
-def _check_units(deck: Deck, units: str | None) -> None:
-    if units is None:
-        return
-    if units not in UNITS:
-        raise ValueError(f"units is {units!r}; LAMMPS has {', '.join(UNITS)}")
-    if units != deck.units:
-        place = next((command.place for command in deck.named("units")), "LAMMPS's default")
-        raise ValueError(
-            f"the case is written in units = {units!r}, but the deck in {deck.units!r} ({place}); make them the same"
-        )

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from coupler.errors import SimulationFailed
-from sim_clients.adapters.lammps_deck import Command, Deck, DeckError, run_line, with_keywords
+from sim_clients.adapters.lammps_deck import Command, Deck, DeckError, refuse, run_line, with_keywords
 from sim_clients.adapters.lammps_engine import EXTERNAL, Engine
 
 _WRITES = ("write_data", "write_restart", "write_dump", "write_coeff", "print", "shell", "info")
 """Commands that only tell the outside something: not executed again when an instance is rebuilt."""
+_DUMPS = ("dump", "dump_modify", "undump")
+_FILES = ("restart", "log", *_DUMPS, *_WRITES)
+"""Commands that a course which leaves no files passes over."""
+_SETS_STEP = ("reset_timestep", "read_restart", "read_dump", "clear")
+_NAMES_BOX = ("boundary", "change_box")
+
+
+_FILE = re.compile(r"\sfile\s+(?=\S+(?!.*\sfile\s))")
+_NAMED_FILE = re.compile(r"\s(file|append)\s+\S+(?!.*\s(?:file|append)\s)")
 
 
 class Place(NamedTuple):
@@ -33,7 +44,17 @@ class Place(NamedTuple):
 class Course:
     """The way of one instance through its deck."""
 
-    def __init__(self, deck: Deck, keywords: Sequence[str], every: int, external: bool, alone: int = 0) -> None:
+    def __init__(
+        self,
+        deck: Deck,
+        keywords: Sequence[str],
+        every: int,
+        external: bool,
+        alone: int = 0,
+        *,
+        quiet: bool = False,
+        ended: Callable[[int], None] = lambda _at: None,
+    ) -> None:
         """Makes the course; `begin` takes an instance to its first run.
 
         Args:
@@ -42,9 +63,11 @@ class Course:
             every: MD steps of one coupling step; each run line must be a multiple.
             external: Whether forces come in through a `fix external`.
             alone: Run lines at the beginning that are executed as they stand.
+            quiet: Whether what the deck writes is left out: the files of another run of it are there.
+            ended: Told the position of each run line whose steps are done, before the commands after it.
         """
         self._deck, self._keywords, self._every, self._external = deck, keywords, every, external
-        self._alone = deck.runs[:alone]
+        self._alone, self._quiet, self._ended = deck.runs[:alone], quiet, ended
         self.place = Place(0, 0, 0, 0)
 
     @property
@@ -52,30 +75,57 @@ class Course:
         """Whether all runs of the deck are done."""
         return self.place.at >= len(self._deck.commands)
 
+    @property
+    def more(self) -> bool:
+        """Whether another run line comes after the one that is driven."""
+        return self.place.at < self._deck.runs[-1]
+
     def begin(self, engine: Engine) -> None:
         """Executes the deck up to its first run, and that run's set-up. Raises DeckError, SimulationFailed."""
         self._forward(engine, 0)
+        if self.over:
+            where = self._deck.commands[self._deck.runs[-1]].place
+            raise DeckError(
+                f"{where}: no run line is left to couple: {len(self._alone)} of {len(self._deck.runs)} are taken by "
+                "simulation.equilibration, the others have no steps"
+            )
 
     def advance(self, engine: Engine, n: int) -> None:
         """Makes n MD steps of the run in progress.
 
         Raises:
             StepFailed: LAMMPS stopped.
-            SimulationFailed: It stopped on this rank alone, or no steps are left.
+            SimulationFailed: It stopped on this rank alone, or by itself, or no steps are left.
         """
         if n > self.place.left:
             raise SimulationFailed(
                 f"The deck's run lines are done ({self._deck.commands[-1].place}): ask for fewer run.steps, or write a "
                 "longer run line."
             )
+        before, base = int(engine.number("ntimestep")), engine.time_base
         engine.run(f"run {n} pre no post no start {self.place.first} stop {self.place.last}")
+        if (made := int(engine.number("ntimestep")) - before) != n:
+            raise SimulationFailed(
+                f"LAMMPS made {made} of {n} MD steps and stopped by itself: take out what ends runs early, such as "
+                "`fix halt` with error soft, or `timer timeout`"
+            )
         self.place = self.place._replace(left=self.place.left - n)
+        if self.place.left:
+            engine.time_base = base
 
     def finish(self, engine: Engine) -> bool:
-        """After the last step of a run: executes what stands up to the next one. Whether there was anything to do."""
+        """After the last step of a run: executes what stands up to the next one. Whether there was anything to do.
+
+        Raises:
+            SimulationFailed: It cannot be driven, or LAMMPS refuses it.
+        """
         if self.place.left or self.over:
             return False
-        self._forward(engine, self.place.at + 1)
+        self._ended(self.place.at)
+        try:
+            self._forward(engine, self.place.at + 1)
+        except DeckError as problem:
+            raise SimulationFailed(str(problem)) from problem
         return True
 
     def set_up(self, engine: Engine) -> None:
@@ -96,16 +146,35 @@ class Course:
             )
         self.place = self.place._replace(left=self.place.left - n)
 
-    def replay(self, engine: Engine, place: Place) -> None:
-        """Takes a fresh instance to a place: every command up to there but the runs, and none that writes a file.
+    def go_to(self, engine: Engine, step: int, time: float) -> None:
+        """Sets step and time. Dumps are closed for that, and go on with their files.
+
+        Raises:
+            SimulationFailed: Something depends on the step, and LAMMPS refuses.
+        """
+        dumps = self._dumps(self.place.at)
+        for name in dumps:
+            engine.command(f"undump {name}")
+        engine.go_to(step, time)
+        self._add_dumps(engine, dumps)
+
+    def replay(self, engine: Engine, place: Place, put: Callable[[int], None]) -> None:
+        """Takes a fresh instance to a place: every command up to there, and none that begins a file anew.
 
         Dumps and logs go on where they are. Random numbers and averages of fixes begin anew.
+
+        Args:
+            engine: The instance.
+            place: The place.
+            put: Puts the state in that the end of a run line had, given by its position: what is said after it may
+                depend on where the atoms are.
         """
-        for command in self._deck.commands[: place.at]:
-            if command.name not in ("run", *_WRITES):
-                engine.command(_appending(with_keywords(command, self._keywords)), command.place)
-            if command.name == "dump":
-                engine.command(f"dump_modify {command.words[1]} append yes", command.place)
+        for index, command in enumerate(self._deck.commands[: place.at]):
+            if command.name == "run":
+                put(index)
+            elif command.name not in (*_WRITES, *_DUMPS):
+                self._execute(engine, _appending(with_keywords(command, self._keywords)), command)
+        self._add_dumps(engine, self._dumps(place.at))
         self._add_external(engine)
         self.place = place
 
@@ -114,10 +183,41 @@ class Course:
         for index in range(at, len(commands)):
             command = commands[index]
             if command.name != "run":
-                engine.command(with_keywords(command, self._keywords), command.place)
+                self._execute(engine, with_keywords(command, self._keywords), command)
             elif self._start(engine, index, command):
                 return
         self.place = Place(len(commands), 0, 0, 0)
+
+    def _dumps(self, at: int) -> dict[str, list[Command]]:
+        """The commands of each dump that is active at a position of the deck, by its name."""
+        found: dict[str, list[Command]] = {}
+        for command in () if self._quiet else self._deck.commands[:at]:
+            name = command.words[1] if command.name in _DUMPS and len(command.words) > 1 else ""
+            if command.name == "dump":
+                found[name] = [command]
+            elif command.name == "undump":
+                found.pop(name, None)
+            elif name in found:
+                found[name].append(command)
+        return found
+
+    def _add_dumps(self, engine: Engine, dumps: Mapping[str, Sequence[Command]]) -> None:
+        for name, commands in dumps.items():
+            for command in commands:
+                engine.command(command.text, command.place)
+            engine.command(f"dump_modify {name} append yes", commands[0].place)
+
+    def _execute(self, engine: Engine, text: str, command: Command) -> None:
+        if self._quiet and command.name in _FILES:
+            return
+        if command.name in _NAMES_BOX and "$" in text:
+            refuse(command, engine.expand(text))
+        before = int(engine.number("ntimestep"))
+        engine.command(_without_files(text) if self._quiet else text, command.place)
+        if command.name not in _SETS_STEP and (made := int(engine.number("ntimestep")) - before) > 0:
+            raise DeckError(
+                f"{command.place}: {command.text!r} made {made} MD steps without the coupling: write a plain `run` line"
+            )
 
     def _start(self, engine: Engine, index: int, command: Command) -> bool:
         """Starts a run line; False when it has no steps to drive and was executed as it is."""
@@ -126,6 +226,7 @@ class Course:
             told = replace(told, steps=told.steps - now)
         if told.steps <= 0 or index in self._alone:
             engine.command(command.text, command.place)
+            self._ended(index)
             return False
         if told.steps % self._every:
             raise DeckError(
@@ -146,9 +247,22 @@ class Course:
 
 
 def _appending(text: str) -> str:
-    """A `log` command that goes on with its file instead of beginning it anew."""
+    """A `log` or `fix print` command that goes on with its file instead of beginning it anew."""
     words = text.split()
-    return f"{text} append" if words[0] == "log" and len(words) == 2 and words[1] != "none" else text
+    if words[0] == "log" and len(words) == 2 and words[1] != "none":
+        return f"{text} append"
+    return _FILE.sub(" append ", text) if _prints(words) else text
+
+
+def _without_files(text: str) -> str:
+    """A fix that writes to nowhere instead of its file."""
+    words = text.split()
+    averages = words[0] == "fix" and words[3:4] and words[3].startswith("ave/")
+    return _NAMED_FILE.sub(rf" \1 {os.devnull}", text) if averages or _prints(words) else text
+
+
+def _prints(words: Sequence[str]) -> bool:
+    return words[0] == "fix" and words[3:4] == ["print"]
 
 
 def _divisor(steps: int, near: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,9 +25,58 @@ _DRIVES_ITSELF = {
     "third_order": "it moves atoms outside of time: use a deck of its own",
     "mdi": "somebody else would drive LAMMPS: take it out",
 }
+_SETS_UNITS = ("units", "read_restart", "kim", "kim_init", "clear")
+"""The last of these decides; `clear` goes back to the default."""
 _CHANGES_ATOMS = ("create_atoms", "delete_atoms", "read_data", "read_restart", "read_dump", "replicate", "clear")
-_CHANGING_FIXES = ("deposit", "pour", "evaporate", "gcmc", "atom/swap", "widom", "charge/regulation", "append/atoms")
+_RENUMBERS = ("reset_atoms", "reset_atom_ids", "reset_ids")
+_SHRINKS = r"(?<!\S)(?=\S*[sm])[pfsm]{1,2}(?!\S)"
+_AVOID = (
+    (
+        "fix",
+        r"^\S+ \S+ (deposit|pour|evaporate|gcmc|atom/swap|widom|charge/regulation|append/atoms)(?!\S)",
+        "it adds or deletes atoms during the run, and the coupled fields have a fixed number of them",
+    ),
+    (
+        "fix",
+        r"^\S+ \S+ (dt/reset|smd/adjust_dt)",
+        "LAMMPS would choose dt by itself, which is for the coupled task; take it out, and use run.mode advise",
+    ),
+    (
+        "run",
+        r"(?<!\S)every(?!\S)",
+        "it runs commands on the way, which blocks cannot; use `fix print`, `fix ave/time` or several run lines",
+    ),
+    ("run_style", "^respa", "blocks without a set-up do not work with it; use run_style verlet"),
+    ("thermo", "^v_", "energies are computed only on steps of LAMMPS's own output, known beforehand; write a number"),
+    (
+        "variable",
+        r"^\S+ (equal|atom|vector) .*(?<!{)\belapsed\b",
+        "elapsed counts from the begin of a block; use elaplong, which counts from the begin of the run line",
+    ),
+    ("boundary", _SHRINKS, "a shrink-wrapped box changes with the atoms and is not saved; use p or f"),
+    ("change_box", _SHRINKS, "a shrink-wrapped box changes with the atoms and is not saved; use p or f"),
+    (
+        "change_box",
+        r"(?<!\S)triclinic(?!\S)",
+        "positions are unwrapped for orthogonal boxes only; leave the box orthogonal",
+    ),
+    ("atom_modify", r"(?<!\S)id (no|off|false)(?!\S)", "atoms are coupled by their ids; leave `id no` out"),
+)
+"""Name, a pattern in the words that follow, and why such a command cannot be driven."""
 _RUN_KEYS = ("upto", "start", "stop", "pre", "post")
+_SPACE = " \t\n\v\f\r"
+_WORD = re.compile(rf'"""(.*?)"""|"(.*?)"|\'(.*?)\'|([^{_SPACE}]+)', re.DOTALL)
+_CODE = re.compile(r'(""".*?("""|\Z)|".*?("|\Z)|\'.*?(\'|\Z)|[^#])*', re.DOTALL)
+"""What stands before a comment: `#` in quotes begins none."""
+_READ_AS = {
+    " ": "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u202f\u2060\u2063\ufeff",
+    "'": "\u2018\u2019",
+    '"': "\u201c\u201d",
+    "+": "\u02d6\u2064",
+    "-": "\u02d7\u2212",
+}
+"""What LAMMPS reads some letters as, such as a byte order mark as a space (its `utils::utf8_subst`)."""
+_PLAIN = str.maketrans({letter: plain for plain, letters in _READ_AS.items() for letter in letters})
 
 
 class Command(NamedTuple):
@@ -46,16 +94,25 @@ class Command(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The words; what stands in quotes is one word."""
-        try:
-            return shlex.split(self.text)
-        except ValueError:  # a quote that is never closed; LAMMPS says so itself
-            return self.text.split()
+        """The words as LAMMPS tells them apart; what stands in quotes is one word."""
+        return [word[word.lastindex or 0] for word in _WORD.finditer(self.text)]
 
     @property
     def name(self) -> str:
         """The command's name."""
-        return self.text.split(None, 1)[0]
+        return self.words[0]
+
+    @property
+    def inner(self) -> list[Command]:
+        """The commands that an `if` or a `partition` holds, and other words of an `if`."""
+        words = self.words
+        texts = {"if": words[2:], "partition": [" ".join(words[3:])]}.get(self.name, [])
+        return [Command(self.file, self.line, text) for text in texts if text.strip(_SPACE)]
+
+    @property
+    def names(self) -> set[str]:
+        """Its name and those of the commands that it holds."""
+        return {self.name}.union(*(command.names for command in self.inner))
 
     @property
     def place(self) -> str:
@@ -96,8 +153,18 @@ class Deck:
 
     @property
     def units(self) -> str:
-        """The unit style; LAMMPS's default where the deck sets none."""
-        return next((c.words[1] for c in reversed(self.commands) if c.name == "units" and len(c.words) > 1), "lj")
+        """The unit style; "" where only LAMMPS will know it: a variable, a word that it lacks, a restart file."""
+        command = self.units_from
+        if command is None:
+            return "lj"
+        style = " ".join(command.words[1:])
+        return style if command.name == "units" and style in UNITS else ""
+
+    @property
+    def units_from(self) -> Command | None:
+        """The command that the unit style comes from, None for LAMMPS's default. A restart file brings its own."""
+        last = next((command for command in reversed(self.commands) if not command.names.isdisjoint(_SETS_UNITS)), None)
+        return None if last is None or last.name == "clear" else last
 
     def named(self, name: str) -> list[Command]:
         """The commands of one name, in order."""
@@ -131,17 +198,19 @@ def read_deck(path: str, read: Callable[[str], str]) -> Deck:
 
 def split(text: str, file: str = "deck") -> Iterator[Command]:
     """The commands of a text: `&` continues a line, triple quotes span lines, `#` outside quotes begins a comment."""
-    lines = iter(enumerate(text.splitlines(), 1))
+    lines = iter(enumerate(text.split("\n"), 1))
     for number, line in lines:
-        whole = line
-        while whole.rstrip().endswith("&") or whole.count('"""') % 2:
-            cut = whole.rstrip()
+        whole, quotes = line.rstrip(_SPACE), line.count('"""')
+        while whole.endswith("&") or quotes % 2:
             _, more = next(lines, (0, None))
             if more is None:
-                whole = cut.removesuffix("&")
+                whole = whole.removesuffix("&")
                 break
-            whole = cut[:-1] + " " + more if cut.endswith("&") else f"{whole}\n{more}"
-        if bare := _without_comment(whole).strip():
+            # Nothing comes in the place of `&`: LAMMPS may go on in the middle of a word.
+            kept = whole[:-1] if whole.endswith("&") else f"{whole}\n"
+            whole = (kept + more).rstrip(_SPACE)
+            quotes += more.count('"""')
+        if (code := _CODE.match(whole)) and (bare := code[0].translate(_PLAIN).strip(_SPACE)):
             yield Command(file, number, bare)
 
 
@@ -155,11 +224,7 @@ def run_line(command: Command, words: Sequence[str]) -> RunLine:
     Raises:
         DeckError: It is none that can be driven.
     """
-    if "every" in words:
-        raise DeckError(
-            f"{command.place}: `run ... every` runs commands on the way, which cannot be driven in blocks; use "
-            "`fix print`, `fix ave/time` or a variable, or write several run lines"
-        )
+    refuse(command, " ".join(words))
     try:
         steps, rest = int(words[1]), list(words[2:])
         upto = "upto" in rest
@@ -172,6 +237,18 @@ def run_line(command: Command, words: Sequence[str]) -> RunLine:
         raise DeckError(f"{command.place}: run knows no {unknown[0]!r}; there are {', '.join(_RUN_KEYS)}")
     start, stop = (int(told[key]) if key in told else None for key in ("start", "stop"))
     return RunLine(steps, upto, start, stop, told.get("pre", "yes") not in ("no", "off", "false"))
+
+
+def refuse(command: Command, text: str, after_run: bool = False) -> None:
+    """Raises DeckError when a command cannot be driven.
+
+    Args:
+        command: The command, for its place.
+        text: Its text, where that is known with the values of its variables.
+        after_run: Whether a run comes before it.
+    """
+    if why := _objection(command._replace(text=text), after_run):
+        raise DeckError(f"{command.place}: {text!r} cannot be driven: {why}")
 
 
 def with_keywords(command: Command, keywords: Sequence[str]) -> str:
@@ -204,33 +281,23 @@ def _refuse(commands: Sequence[Command], runs: Sequence[int]) -> None:
         last = commands[-1].place if commands else "the deck"
         raise DeckError(f"{last}: there is no run line up to here, so there is nothing to couple; add: run STEPS")
     for index, command in enumerate(commands):
-        if why := _objection(command, after_run=index > runs[0]):
-            raise DeckError(f"{command.place}: {command.text!r} cannot be driven: {why}")
+        refuse(command, command.text, after_run=index > runs[0])
 
 
 def _objection(command: Command, after_run: bool) -> str:
-    name, words = command.name, command.words
-    if name in _DRIVES_ITSELF:
-        return _DRIVES_ITSELF[name]
-    inner = {word.split(None, 1)[0] for word in words[1:] if word.strip()} if name in ("if", "partition") else set()
-    if hidden := inner & {"run", *_DRIVES_ITSELF}:
-        return f"whether its {min(hidden)} happens is known only while LAMMPS runs; write the line out"
-    if after_run and name in _CHANGES_ATOMS:
+    if command.name in _DRIVES_ITSELF:
+        return _DRIVES_ITSELF[command.name]
+    for inner in command.inner:
+        if inner.name in ("run", "include", "quit", *_DRIVES_ITSELF):
+            return (
+                f"whether its {inner.name} happens is known only while LAMMPS runs; write the line out or leave it out"
+            )
+        if why := _objection(inner, after_run):
+            return why
+    if after_run and command.name in _CHANGES_ATOMS:
         return "the atoms that are coupled must stay the same; do it before the first run, or in a deck of its own"
-    if name == "fix" and len(words) > 3 and words[3] in _CHANGING_FIXES:
-        return "it adds or deletes atoms during the run, and the coupled fields have a fixed number of them"
-    if name in ("boundary", "change_box") and any(re.fullmatch("[pfsm]{1,2}", w) and {*w} & {*"sm"} for w in words[1:]):
-        return "a shrink-wrapped box changes with the atoms and is not saved; use p or f"
-    return ""
-
-
-def _without_comment(line: str) -> str:
-    quote = ""
-    for index, letter in enumerate(line):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter == "#":
-            return line[:index]
-    return line
+    if after_run and command.name in _RENUMBERS:
+        return "it renumbers atoms, which are coupled by their ids; do it before the first run, or in a deck of its own"
+    rest = " ".join(command.words[1:])
+    found = (why for name, pattern, why in _AVOID if name == command.name and re.search(pattern, rest, re.DOTALL))
+    return next(found, "")

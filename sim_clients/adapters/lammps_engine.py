@@ -7,6 +7,7 @@ fatal, and the rank that has it ends the job.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -27,22 +28,6 @@ EXTERNAL = "coupler_external"
 Floats = NDArray[np.float64]
 
 
-class Atoms(NamedTuple):
-    """This rank's atoms, as LAMMPS holds them.
-
-    Attributes:
-        tags: Ids from 1, shape (n,).
-        x: Positions, wrapped as LAMMPS left them, shape (n, 3).
-        v: Velocities, shape (n, 3).
-        image: Times that each atom has left the box, packed as LAMMPS does, shape (n,).
-    """
-
-    tags: NDArray[np.int64]
-    x: Floats
-    v: Floats
-    image: NDArray[np.int64]
-
-
 class Box(NamedTuple):
     """An orthogonal box: lower and upper corner, shape (3,) each."""
 
@@ -58,23 +43,26 @@ class Box(NamedTuple):
 class Engine:
     """A LAMMPS instance."""
 
-    def __init__(self, ranks: Ranks, seed: int, log_file: str) -> None:
+    def __init__(self, ranks: Ranks, seed: int, log_file: str, *, goes_on: bool = False) -> None:
         """Opens LAMMPS.
 
         Args:
             ranks: The ranks that run it.
             seed: Value of the deck's variable `seed`, from 1; 0 leaves it to the deck.
             log_file: LAMMPS's own log; "none" for none.
+            goes_on: Whether the log of another instance goes on.
 
         Raises:
             ValueError: LAMMPS is not there, or does not fit the ranks.
         """
-        arguments = ["-screen", "none", "-log", log_file, *(("-var", "seed", str(seed)) if seed else ())]
+        arguments = ["-screen", "none", "-log", "none", *(("-var", "seed", str(seed)) if seed else ())]
         self._lmp = _open(ranks, arguments)
         self._size = ranks.size
         size = self._lmp.extract_setting("world_size")
         if size != ranks.size:
             raise ValueError(f"LAMMPS sees {size} MPI ranks and the coupler {ranks.size}: two MPI libraries; {INSTALL}")
+        if log_file != "none":
+            self.command(f'log "{log_file}"{" append" if goes_on else ""}')
 
     def command(self, text: str, place: str = "") -> None:
         """Executes a command of set-up; an error ends the run.
@@ -118,9 +106,54 @@ class Engine:
                 found = self._lmp.extract_variable(keyword[2:])
             else:
                 found = self._lmp.get_thermo(keyword)
-            return float(found)
         except Exception as error:  # see `command`
             raise SimulationFailed(f"thermo keyword {keyword!r}: {_plain(error)}") from error
+        if not isinstance(found, float):
+            raise SimulationFailed(f"thermo keyword {keyword!r}: the deck has no equal-style variable of that name")
+        return found
+
+    def knows(self, keyword: str) -> bool:
+        """Whether LAMMPS has a thermo keyword of that name; `value` takes one that it has not for 0."""
+        try:
+            self._lmp.expand(f"$({keyword})")
+        except Exception as error:  # LAMMPS raises nothing more special; it may only be unknown at this step
+            return "Invalid thermo keyword" not in str(error)
+        return True
+
+    def go_to(self, step: int, time: float) -> None:
+        """Sets step and time.
+
+        Raises:
+            SimulationFailed: Something depends on the step, and LAMMPS refuses.
+        """
+        self.command(f"reset_timestep {step} time {time!r}", "going back (no fix or region may depend on the step)")
+
+    @property
+    def time(self) -> float:
+        """Simulated time, as LAMMPS's variables see it."""
+        (base, since), read = self.time_base, self.number
+        return base + (int(read("ntimestep")) - since) * self.dt
+
+    @property
+    def dt(self) -> float:
+        """The dt of an MD step."""
+        return float(self.number("dt"))
+
+    @property
+    def time_base(self) -> tuple[float, int]:
+        """A simulated time and its MD step, from which LAMMPS counts: time = base + steps since then * dt.
+
+        It moves the base at the end of each `run`, which rounds. Put back, many short runs see the times of one long.
+        """
+        return float(self.number("atime")), int(self.number("atimestep"))
+
+    @time_base.setter
+    def time_base(self, base: tuple[float, int]) -> None:
+        kind = ctypes.c_int64 if self._lmp.extract_setting("bigint") == 8 else ctypes.c_int
+        for name, of, value in (("atime", ctypes.c_double, base[0]), ("atimestep", kind, base[1])):
+            find = self._lmp.lib.lammps_extract_global
+            find.restype = ctypes.POINTER(of)
+            find(self._lmp.lmp, name.encode())[0] = value
 
     def number(self, name: str) -> Any:
         """A global quantity of LAMMPS's library interface, such as `ntimestep`, `atime` or `dt`."""
@@ -142,28 +175,33 @@ class Engine:
         return Box(tuple(low), tuple(high))
 
     def set_box(self, box: Box) -> None:
-        """Sets the box."""
-        self._lmp.reset_box(list(box.low), list(box.high), 0.0, 0.0, 0.0)
+        """Sets the box around atoms that lie in it."""
+        sides = zip("xyz"[: int(self._lmp.extract_setting("dimension"))], box.low, box.high, strict=False)
+        self.command(" ".join(["change_box all", *(f"{a} final {lo!r} {hi!r}" for a, lo, hi in sides), "units box"]))
 
-    def atoms(self) -> Atoms:
-        """Copies of this rank's atoms."""
-        tags, image = self._local("id"), self._local("image")
-        return Atoms(tags.astype(np.int64), self._local("x").copy(), self._local("v").copy(), image.astype(np.int64))
+    def has(self, setting: str) -> bool:
+        """Whether a setting of LAMMPS's library interface, such as `q_flag`, is on."""
+        return bool(self._lmp.extract_setting(setting) == 1)
 
     def tags(self) -> NDArray[np.int64]:
         """Ids of this rank's atoms, shape (n,)."""
         return self._local("id").astype(np.int64)
 
+    def read(self, name: str) -> NDArray[Any]:
+        """A copy of `x`, `v`, `image` or another array of this rank's atoms."""
+        return self._local(name).copy()
+
     def write(self, name: str, values: NDArray[Any]) -> None:
-        """Overwrites `x`, `v` or `image` of this rank's atoms."""
+        """Overwrites an array of this rank's atoms."""
         self._local(name)[...] = values
 
-    def unwrapped(self, atoms: Atoms) -> Floats:
-        """Positions without the box's wrapping, shape (n, 3)."""
-        return atoms.x + self.turns(atoms.image) * self.box.lengths
+    def unwrapped(self) -> Floats:
+        """Positions of this rank's atoms without the box's wrapping, shape (n, 3)."""
+        return self._local("x") + self.turns() * self.box.lengths
 
-    def turns(self, image: NDArray[np.int64]) -> Floats:
-        """Times that atoms have left the box in each direction, shape (n, 3)."""
+    def turns(self) -> Floats:
+        """Times that this rank's atoms have left the box in each direction, shape (n, 3)."""
+        image = self._local("image").astype(np.int64)
         # As LAMMPS packs them (lmptype.h): three fields, the largest value of a field halved stands for 0.
         bits = 10 if self._lmp.extract_setting("imageint") == 4 else 21
         mask, middle = (1 << bits) - 1, 1 << (bits - 1)
@@ -218,7 +256,8 @@ def _open(ranks: Ranks, arguments: list[str]) -> Any:
 def _plain(error: BaseException) -> str:
     """LAMMPS's message in one line, without what its documentation links add."""
     text = str(getattr(error, "message", error))
-    lines = [line for line in text.splitlines() if not line.startswith(("For more information", "Last input line"))]
+    added = ("For more information", "Last input line")
+    lines = [line for line in text.splitlines() if not line.startswith(added) and line.strip(" ^")]
     return " ".join(lines).removeprefix("ERROR: ").rstrip(". ") or type(error).__name__
 
 

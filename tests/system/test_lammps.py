@@ -45,6 +45,26 @@ def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_
     assert found.startswith("True True 0.03 19 At time 0.4, with a dt of 0.5: LAMMPS stopped: Lost atoms: original 500")
 
 
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        ("boxes", "[True, True] True"),
+        ("times", "True True"),
+        ("second_line", "True True True True"),
+        ("lines_end", "0.5 inf [True, 0.0] True 0.02 20"),
+        ("spins", "True True True"),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_goes_back_or_on_is_what_it_was(check, answer, ranks, tmp_path):
+    assert said(check, ranks, tmp_path) == answer
+
+
+def test_where_there_is_no_way_back_nothing_is_lost(tmp_path):
+    found = said("no_way_back", 2, tmp_path)
+    assert found.startswith("True going back (no fix or region may depend on the step): 'reset_timestep")
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_drift_over_several_steps(ranks, tmp_path):
     assert said("spans", ranks, tmp_path) == "True True True (3, True)"
@@ -67,6 +87,14 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
     assert "v_none" in lines.pop("variable")
     assert "triclinic" in lines.pop("triclinic")
     assert "in.test:21" in lines.pop("over")
+    assert lines.pop("unknown") == "LAMMPS knows no thermo keyword 'econserv'; did you mean 'econserve'?"
+    assert "variable my equal c_thermo_temp" in lines.pop("compute")
+    assert "in.test:11: no run line is left to couple: 1 of 1" in lines.pop("alone")
+    assert "in.test:12: '${r}' made 10 MD steps without the coupling" in lines.pop("hidden")
+    assert "in.test:3" in lines["shrunk"] and "shrink-wrapped" in lines.pop("shrunk")
+    assert "LAMMPS made 5 of 10 MD steps and stopped by itself" in lines.pop("halt")
+    assert "the box is triclinic" in lines.pop("tilted")
+    assert "in.test:13: 'change_box all triclinic' cannot be driven" in lines.pop("named")
     if ranks == 1:
         assert "in.test:11: 'pair_coeff 1 1 none.eam'" in lines["potential"]
         assert "cannot open eam potential file none.eam" in lines.pop("potential")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coupler.errors import CouplerError
+from coupler.errors import CaseError, CouplerError
 from launch.check import check
 from launch.init_lammps import case_of, init_lammps
 from schemas.run import parse
@@ -47,6 +47,11 @@ def test_the_drift_of_a_long_run_looks_back_over_several_steps(run, span):
         ("fix 1 all nve\nfix 2 all temp/csvr 1 2 0.1 5", "econserve"),
         ("fix 1 all nvt temp 300 300 100", "econserve"),
         ("fix 1 all nve\nfix 2 all langevin 1 1 1 5 tally yes", "econserve"),
+        ("fix 1 all rigid molecule", "etotal"),
+        ("fix 1 all rigid/nve/small molecule", "etotal"),
+        ("fix 1 all rigid/nvt molecule temp 1 1 1", "econserve"),
+        ("fix 1 all rigid/npt/small molecule temp 1 1 1 iso 0 0 1", "econserve"),
+        ("fix 1 all rigid/nph molecule iso 0 0 1", "econserve"),
     ],
 )
 def test_the_ensemble_tells_what_is_conserved(fixes, invariant):
@@ -63,6 +68,16 @@ def test_the_ensemble_tells_what_is_conserved(fixes, invariant):
         ("fix 1 all nve\nfix 2 all move linear 1 0 0", "(in.x:2) does work on the atoms"),
         ("fix 1 all setforce 0 0 0", "does work on the atoms"),
         ("fix 1 all print 10 x", "no known fix integrates the atoms"),
+        ("fix 1 all rigid/nvt molecule temp 1 2 1", "rigid/nvt with a ramp 1 to 2 (in.x:1)"),
+        ("fix 1 all nve/limit 0.1", "(in.x:1) limits how far atoms move, which costs energy"),
+        ("fix 1 all nve\nfix 2 all gravity 1 vector 0 0 -1", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all ehex 1 0.1", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all press/berendsen iso 0 0 1", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all press/langevin iso 0 0 1 temp 1 1 7", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all viscous 0.1", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all momentum 10 linear 1 1 1", "(in.x:2) takes momentum away"),
+        ("fix 1 all nve\npair_style gran/hooke 1 2 3 4 5 0", "(in.x:2) takes energy away in each contact"),
+        ("fix 1 all nve\npair_style hybrid granular lj/cut 2.5", "(in.x:2) takes energy away in each contact"),
     ],
 )
 def test_what_is_not_conserved_is_not_guessed(fixes, why):
@@ -70,16 +85,81 @@ def test_what_is_not_conserved_is_not_guessed(fixes, why):
     assert why in text and "invariant" not in parse(text).simulation.settings
 
 
+@pytest.mark.parametrize(("unknown", "what"), [("units ${u}", "'units ${u}'"), ("read_restart r", "'read_restart r'")])
+@pytest.mark.parametrize(
+    ("dt", "said"),
+    [
+        ("", "the range of dt: the deck sets no timestep"),
+        ("timestep ${dt}\n", "in.x:2), nor its range"),
+    ],
+)
+def test_units_that_are_not_known_leave_the_range_of_dt_open(tmp_path, unknown, what, dt, said):
+    (tmp_path / "in.x").write_text(f"{unknown}\n{dt}fix 1 all nve\nrun 90000")
+    (path,) = init_lammps(tmp_path / "in.x", tmp_path / "case")
+    text = path.read_text()
+    assert f"# Not decided: the unit style: that of {what} (" in text and said in text
+    assert "span" not in parse(text).simulation.settings and "units" not in parse(text).simulation.settings
+    with pytest.raises(CaseError, match=r'lacks "dt_min".*\n.*lacks "dt_max"(?s:.*)\[limits\] needs dt_min'):
+        check(path)
+
+
+def test_a_dt_that_is_a_number_needs_no_units():
+    text = case("units ${u}\ntimestep 0.0&\n04\nfix 1 all nve\nrun 100")
+    assert (parse(text).limits.dt_min, parse(text).limits.dt_max) == (0.004, 0.16)
+    assert "units" not in parse(text).simulation.settings and "range of dt" not in text
+
+
+def test_without_an_invariant_the_error_is_missing(tmp_path):
+    (tmp_path / "in.x").write_text("fix 1 all print 10 x\nrun 100")
+    (path,) = init_lammps(tmp_path / "in.x", tmp_path / "case")
+    with pytest.raises(CaseError, match=r'lacks "tolerance".*\n.*lacks "error_field"') as refused:
+        check(path)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("runs", "steps"),
+    [
+        ("run 20 upto", 2),
+        ("run 100\nrun 250 upto\nrun 50", 30),
+        ("run 100\nrun 100 upto", 10),
+        ("run ${n}\nrun 200 upto\nrun 300 upto", None),
+        ("run 100\nreset_timestep 0\nrun 20 upto", None),
+        ("run 100\nif '${a} > 1' then 'reset_timestep 0'\nrun 120 upto", None),
+        ("read_restart r\nrun 100 upto", None),
+        ("run 100 upto\nrun ${n} upto", None),
+    ],
+)
+def test_run_upto_counts_from_the_steps_before(runs, steps):
+    text = case(f"timestep 1\nfix 1 all nve\n{runs}")
+    assert ("how long" in text) == (steps is None)
+    assert parse(text).run.steps == (steps or 1000)
+    assert "run 300 upto" not in text
+
+
+def test_comments_may_be_in_any_encoding(tmp_path):
+    (tmp_path / "in.x").write_bytes(b"\xef\xbb\xbfunits real # caf\xe9 \rtimestep 3\nfix 1 all nve\nrun 100\n")
+    (path,) = init_lammps(tmp_path / "in.x", tmp_path / "case")
+    spec = check(path)
+    assert spec.simulation.settings["units"] == "real" and spec.limits.dt_max == 40.0
+
+
 def test_lengths_and_dts_that_are_variables_are_said():
-    text = case("units metal\ntimestep ${dt}\nfix 1 all nve\nrun ${n}\nrun 20 upto")
-    assert "how long 'run ${n}' (in.x:4) is" in text and "how long 'run 20 upto' (in.x:5) is" in text
-    assert "the dt of 'timestep ${dt}' (in.x:2)" in text
+    text = case("units metal\ntimestep ${dt}\nfix 1 all nve\nrun ${n}\nrun ${n} upto")
+    assert "how long 'run ${n}' (in.x:4) is" in text and "how long 'run ${n} upto' (in.x:5) is" in text
+    assert "the dt of 'timestep ${dt}' (in.x:2); the range is that of LAMMPS's default" in text
     assert parse(text).run.steps == 1000
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("minimize 0 0 1 1\nrun 1", "cannot be driven"), (None, "cannot be used")],
+    [
+        ("minimize 0 0 1 1\nrun 1", "cannot be driven"),
+        ("run 1\nunits foo", "in.x:2: 'units foo' names no unit style; write one of lj, real, metal"),
+        ("units foo\nunits real\nrun 1", "in.x:1: 'units foo' names no unit style"),
+        ("units\nrun 1", "in.x:1: 'units' names no unit style"),
+        (None, "cannot be used"),
+    ],
 )
 def test_a_deck_that_cannot_be_driven_leaves_no_case(tmp_path, text, why):
     if text:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim_clients.adapters.lammps_deck import Command, DeckError, read_deck, run_line, split, with_keywords
+from sim_clients.adapters.lammps_deck import Command, DeckError, read_deck, refuse, run_line, split, with_keywords
 from sim_clients.adapters.lammps_units import unit_of
 
 MELT = """\
@@ -45,11 +45,53 @@ def test_triple_quotes_span_lines_and_a_last_continuation_ends():
     assert two.words == ["fix", "1", "all"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("timestep 0.0& \n04", [["timestep", "0.004"]]),
+        ("fix 1 all &\r\n  nve\r\nrun 1\r\n", [["fix", "1", "all", "nve"], ["run", "1"]]),
+        ("# a\x0cb\x85c\u2028minimize\nrun 1", [["run", "1"]]),
+        ("units\x0creal", [["units", "real"]]),
+        ("print a\x85b", [["print", "a\x85b"]]),
+        ("\ufeffunits real", [["units", "real"]]),
+        ("run\u00a01", [["run", "1"]]),
+        ('print ""&\n" x"""', [["print", " x"]]),
+        ('print """a \n\nb"""', [["print", "a\nb"]]),
+        ('print """a "b # c" d""" # e', [["print", 'a "b # c" d']]),
+        ("print 'a\\' it's", [["print", "a\\", "it's"]]),
+        ("print \u201ca b\u201d", [["print", "a b"]]),
+    ],
+)
+def test_lines_and_words_are_those_that_lammps_reads(text, words):
+    assert [command.words for command in split(text)] == words
+    assert [command.name for command in split(text)] == [first for first, *_ in words]
+
+
 def test_a_deck_ends_with_quit_and_knows_its_runs_and_units():
     found = deck(MELT)
     assert [found.commands[i].line for i in found.runs] == [8, 10]
     assert found.units == "metal"
-    assert deck("run 1").units == "lj"
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "source"),
+    [
+        ("", "lj", None),
+        ("units metal\nunits real", "real", 2),
+        ("variable u index si\nunits ${u}", "", 2),
+        ("units foo", "", 1),
+        ("units", "", 1),
+        ("read_restart r", "", 1),
+        ("units metal\nread_restart r", "", 2),
+        ("units real\nclear", "lj", None),
+        ('units real\nif "${a} > 1" then "units metal"', "", 2),
+        ("kim init LJ real", "", 1),
+    ],
+)
+def test_units_are_not_guessed(text, units, source):
+    found = deck(f"{text}\nrun 1")
+    assert found.units == units
+    assert (found.units_from and found.units_from.line) == source
 
 
 def test_included_files_are_put_in():
@@ -67,10 +109,21 @@ def test_included_files_are_put_in():
         ("rerun dump.x dump x y z", "no dynamics"),
         ("jump SELF loop", "write the loop out"),
         ('if "${a} > 1" then "run 10"', "write the line out"),
+        ('if "${a} > 1" then "include more"', "whether its include happens .* write the line out"),
+        ('if "${a} > 1" then "print x" else quit', "whether its quit happens .* leave it out"),
+        ('if "${a} > 1" then "thermo v_s"', "write a number"),
         ("partition yes 1 run 10", "write the line out"),
         ("fix 9 all deposit 1 1 1 1", "fixed number"),
         ("boundary p p s", "shrink-wrapped"),
         ("change_box all boundary p p sm", "shrink-wrapped"),
+        ("change_box all triclinic", "leave the box orthogonal"),
+        ("fix 9 all dt/reset 5 1e-5 0.01 0.1", "LAMMPS would choose dt by itself"),
+        ("fix 9 all smd/adjust_dt 0.1", "LAMMPS would choose dt by itself"),
+        ("run_style respa 2 4 pair 1", "use run_style verlet"),
+        ("thermo v_s", "write a number"),
+        ('variable t equal "elapsed * 2"', "use elaplong"),
+        ("variable t atom x*elapsed", "use elaplong"),
+        ("atom_modify map array id no", "leave `id no` out"),
     ],
 )
 def test_what_cannot_be_driven_is_refused_by_line(line, why):
@@ -78,10 +131,43 @@ def test_what_cannot_be_driven_is_refused_by_line(line, why):
         deck(f"units lj\n{line}\nrun 10")
 
 
-def test_atoms_may_change_before_the_first_run_only():
-    deck("create_atoms 1 box\nrun 10")
-    with pytest.raises(DeckError, match=r"in:2: 'delete_atoms all' cannot be driven: .*before the first run"):
-        deck("run 10\ndelete_atoms all\nrun 10")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "variable t equal elaplong",
+        "variable t equal v_elapsed+${elapsed}",
+        'variable t string "time elapsed"',
+        "thermo 100",
+        "run_style verlet",
+        "atom_modify map array id yes",
+        """if "${a} > 1" then "print 'no run'" """,
+    ],
+)
+def test_what_is_alike_is_driven(line):
+    assert deck(f"{line}\nrun 10\n{line}\nrun 10").runs == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("delete_atoms all", "must stay the same"),
+        ('if "${a} > 1" then "delete_atoms all"', "must stay the same"),
+        ("reset_atoms id", "renumbers atoms"),
+        ("reset_atom_ids", "renumbers atoms"),
+        ("reset_ids", "renumbers atoms"),
+    ],
+)
+def test_atoms_may_change_before_the_first_run_only(line, why):
+    deck(f"{line}\nrun 10")
+    with pytest.raises(DeckError, match=rf"in:2: .* cannot be driven: .*{why}.*before the first run"):
+        deck(f"run 10\n{line}\nrun 10")
+
+
+def test_a_command_is_refused_for_the_values_of_its_variables():
+    command = Command("in", 3, "change_box all ${how}")
+    refuse(command, "change_box all ortho")
+    with pytest.raises(DeckError, match="in:3: 'change_box all triclinic' cannot be driven"):
+        refuse(command, "change_box all triclinic")
 
 
 def test_a_deck_without_a_run_line_is_refused():
@@ -97,7 +183,7 @@ def test_a_run_line_says_how_far_and_how():
     assert told("run 10 upto").upto
     line = told("run 10 start 5 stop 20 pre no post no")
     assert (line.start, line.stop, line.setup) == (5, 20, False)
-    with pytest.raises(DeckError, match=r"in:3: `run \.\.\. every`"):
+    with pytest.raises(DeckError, match=r"in:3: .run 10 every 2 NULL. cannot be driven: it runs commands on the way"):
         told("run 10 every 2 NULL")
     with pytest.raises(DeckError, match=r"in:3: run knows no 'often'"):
         told("run 10 often 2")
