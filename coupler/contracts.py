@@ -86,6 +86,15 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
+class Ending(Protocol):
+    """A Simulation that may come to an end of its own, before the run does: that of its input, or of a record."""
+
+    def ended(self) -> str:
+        """Why no further step can be made, the same on all ranks; empty while one can."""
+        ...
+
+
+@runtime_checkable
 class SelfJudged(Protocol):
     """A Simulation with baselines of its own: with an advised dt, steps differ from those of an all-direct run."""
 

@@ -84,7 +84,7 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
 
     fields, invariants = tuple(simulation.fields()), simulation.invariants()
     with connect.open_coupling(folder, fields, ranks=ranks, invariants=invariants, **link) as coupling:
-        drive(simulation, coupling, every=spec.output.every, on_step=on_step)
+        ended = drive(simulation, coupling, every=spec.output.every, on_step=on_step)
     done = time.perf_counter()
     torch_loaded = "torch" in sys.modules
     last = simulation.snapshot()
@@ -92,7 +92,7 @@ def run(spec: RunSpec, folder: Path, ranks: Ranks, **link: Any) -> dict[str, Any
         "status": "finished",
         "step": last.step,
         "time": last.time,
-        "stopped": unfinished(spec, coupling, last),
+        "stopped": ended or unfinished(spec, coupling, last),
         "startup_s": ready - began,
         "loop_s": done - ready,
         "torch_loaded": torch_loaded,

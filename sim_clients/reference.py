@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupler import connect, registry
-from coupler.contracts import SelfJudged, Simulation
+from coupler.contracts import Ending, SelfJudged, Simulation
 from coupler.ranks import Ranks
 from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read, trajectory
 from schemas.fields import Array, with_role
@@ -86,7 +86,8 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
     dt = spec.limits.dt or simulation.snapshot().dt
     comparison.begin(simulation)
     integrated_s = 0.0
-    while not terms.over(now := simulation.snapshot()):
+    ended = simulation.ended if isinstance(simulation, Ending) else lambda: ""
+    while not terms.over(now := simulation.snapshot()) and not ended():
         ahead = terms.cut(dt, now.time)
         comparison.before_step(simulation, ahead)
         resumed = time.perf_counter()

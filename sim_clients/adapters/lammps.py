@@ -175,16 +175,21 @@ class Lammps:
         if self._shown is None:
             scalars = self._values | ({DRIFT: self._drift} if self._invariant else {})
             blocks = {name: Block(np.array(value)) for name, value in scalars.items()}
-            until = self._time + self._course.place.left / self._every * self._dt if self._course.more else math.inf
+            until = self._time + self._course.place.left / self._every * self._dt  # no learned phase passes a run line
             self._shown = Snapshot(self._step, self._time, self._dt, self._particle_blocks() | blocks, until)
         return self._shown
+
+    def ended(self) -> str:
+        """See `Ending.ended`: all run lines are done."""
+        return self._course.ended
 
     def integrate(self, dt: float, n: int) -> None:
         """See `Simulation.integrate`.
 
         Raises:
             StepFailed: LAMMPS stopped, atoms were lost, or an observable is not finite.
-            SimulationFailed: LAMMPS failed on one rank alone, atoms were added, or the deck is done.
+            SimulationFailed: LAMMPS failed on one rank alone, atoms were added, it changed dt by itself, or the deck is
+                done.
             ValueError: dt is not positive and finite.
         """
         if not (math.isfinite(dt) and dt > 0):

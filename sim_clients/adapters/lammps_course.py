@@ -76,9 +76,10 @@ class Course:
         return self.place.at >= len(self._deck.commands)
 
     @property
-    def more(self) -> bool:
-        """Whether another run line comes after the one that is driven."""
-        return self.place.at < self._deck.runs[-1]
+    def ended(self) -> str:
+        """Why no further step can be made; empty while one can."""
+        where = self._deck.commands[-1].place
+        return f"the deck's run lines are done ({where}); for a longer run write a longer line" if self.over else ""
 
     def begin(self, engine: Engine) -> None:
         """Executes the deck up to its first run, and that run's set-up. Raises DeckError, SimulationFailed."""
@@ -98,10 +99,7 @@ class Course:
             SimulationFailed: It stopped on this rank alone, or by itself, or no steps are left.
         """
         if n > self.place.left:
-            raise SimulationFailed(
-                f"The deck's run lines are done ({self._deck.commands[-1].place}): ask for fewer run.steps, or write a "
-                "longer run line."
-            )
+            raise SimulationFailed(self.ended)
         before, base = int(engine.number("ntimestep")), engine.time_base
         engine.run(f"run {n} pre no post no start {self.place.first} stop {self.place.last}")
         if (made := int(engine.number("ntimestep")) - before) != n:

@@ -42,6 +42,12 @@ _AVOID = (
         "LAMMPS would choose dt by itself, which is for the coupled task; take it out, and use run.mode advise",
     ),
     (
+        "fix",
+        r"^\S+ \S+ halt .*(?<!\S)error (soft|continue)",
+        "it ends runs early, which is not seen between blocks; use error hard, or write run lines as long as wanted",
+    ),
+    ("timer", r"(?<!\S)timeout (?!off)", "it ends runs early, which is not seen between blocks; leave it out"),
+    (
         "run",
         r"(?<!\S)every(?!\S)",
         "it runs commands on the way, which blocks cannot; use `fix print`, `fix ave/time` or several run lines",

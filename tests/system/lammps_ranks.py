@@ -132,7 +132,9 @@ def refusals():
         except (ValueError, SimulationFailed) as refusal:
             if RANKS.rank == 0:
                 sys.stdout.write(f"{name}: {refusal}\n")
-    halted = "fix 1 all nve\nvariable s equal step\nfix 3 all halt 1 v_s >= 15 error soft\nrun 200"
+    halted = (
+        "fix 1 all nve\nvariable s equal step\nvariable e string soft\nfix 3 all halt 1 v_s >= 15 error ${e}\nrun 200"
+    )
     tilted = 'variable t string "change_box all triclinic"\nfix 1 all nve\nrun 100\n${t}\nrun 100'
     named = "variable t string triclinic\nfix 1 all nve\nrun 100\nchange_box all ${t}\nrun 100"
     for name, deck in (("halt", halted), ("tilted", tilted), ("named", named)):
@@ -145,8 +147,8 @@ def refusals():
     simulation = lammps(text)
     try:
         simulation.integrate(0.02, 31)
-    except SimulationFailed as failed:
-        return f"over: {failed}"
+    except SimulationFailed as over:
+        return f"over: {over}"
 
 
 def spans():

@@ -51,7 +51,7 @@ def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_
         ("boxes", "[True, True] True"),
         ("times", "True True"),
         ("second_line", "True True True True"),
-        ("lines_end", "0.5 inf [True, 0.0] True 0.02 20"),
+        ("lines_end", "0.5 0.7 [True, 0.0] True 0.02 20"),
         ("spins", "True True True"),
     ],
 )
@@ -132,6 +132,12 @@ def test_shadow_is_bitwise_plain_lammps(tmp_path):
     assert len(ours) > 5
     assert all(ours[name][key].tobytes() == theirs[name][key].tobytes() for name in ours for key in ours[name])
     assert shadow.summary["models"] and shadow.summary["simulated_time"] == pytest.approx(0.7)
+
+
+def test_a_deck_that_is_done_ends_the_run_in_good_order(tmp_path):
+    result = lammps_case(tmp_path / "run", mode="shadow", steps=99)
+    assert result.code == 0 and result.summary["status"] == "stopped" and result.summary["steps"] == 30
+    assert "came to an end of its own at step 30: the deck's run lines are done" in result.summary["cause"]
 
 
 def test_lost_atoms_are_a_rewind_with_its_reason(tmp_path):

@@ -118,6 +118,8 @@ def test_included_files_are_put_in():
         ("change_box all boundary p p sm", "shrink-wrapped"),
         ("change_box all triclinic", "leave the box orthogonal"),
         ("fix 9 all dt/reset 5 1e-5 0.01 0.1", "LAMMPS would choose dt by itself"),
+        ("fix 9 all halt 5 v_k > 3 error soft", "ends runs early"),
+        ("timer timeout 0:10:00", "ends runs early"),
         ("fix 9 all smd/adjust_dt 0.1", "LAMMPS would choose dt by itself"),
         ("run_style respa 2 4 pair 1", "use run_style verlet"),
         ("thermo v_s", "write a number"),
