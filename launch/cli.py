@@ -129,7 +129,20 @@ def init(folder: Path = Path(), /, *, lammps: Path | None = None) -> None:
 
         files = written(folder)
     say(f"wrote {' and '.join(map(str, files))}")
-    say(f"next: coupler run {files[0]}")
+    say(
+        f"next: coupler run {files[0]}" if _runs(files[0]) else f"next: decide in {files[0]} what `coupler check` names"
+    )
+
+
+def _runs(case: Path) -> bool:
+    """Whether a case that was just written can be run as it is."""
+    from launch.check import check as checked
+
+    try:
+        checked(case)
+    except CaseError:
+        return False
+    return True
 
 
 def fresh_folder(runs: Path, name: str) -> Path:

@@ -165,6 +165,18 @@ def test_init_writes_a_case_that_checks_and_a_solver_that_keeps_the_contract(
     assert abs(sim.u - make().u).max() < 1e-3, "a string of unit length and speed returns after time 2"
 
 
+@pytest.mark.parametrize(
+    ("fix", "next_"), [("nve", "coupler run new/case.toml"), ("gravity", "decide in new/case.toml")]
+)
+def test_init_of_a_deck_says_whether_it_can_be_run_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fix: str, next_: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.x").write_text(f"fix 1 all {fix} 1.0 chute 1\nrun 100\n")
+    assert cli.main(["init", "new", "--lammps", "in.x"]) == 0
+    assert f"next: {next_}" in capsys.readouterr().out
+
+
 def test_init_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("case.toml").read_text()
     assert cli.main(["init"]) == 1
