@@ -162,12 +162,14 @@ def main() -> int:
     parser.add_argument("--reference", action="store_true", help="run the same case all-direct and compare")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, _on_sigterm)
     spec = connect.read_case(told.folder)
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]
     ranks = _mpi_ranks() if spec.run.rung == "mpi" else Ranks()
     target = told.folder / "reference" / RESULT if told.reference else told.folder / RESULT
     try:
+        # Before this, SIGTERM just ends the process. A rank that raised would leave without an abort, and others that
+        # wait for it in MPI_Init, where no Python runs, would spin there for ever.
+        signal.signal(signal.SIGTERM, _on_sigterm)
         facts = (run_reference if told.reference else run)(spec, told.folder, ranks)
     except BaseException as error:
         log.exception("Rank %d failed.", ranks.rank)

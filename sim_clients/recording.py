@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupler.bulks.bp5 import INDEX, RECORDING, RecordReader
+from coupler.bulks.bp5_variables import VariableReader, foreign
 from coupler.contracts import Invariant
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.ranks import Ranks
 from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit, with_role
 from sim_clients.particles import Positive, own_slice
-from sim_clients.series import Series, SeriesField
-from sim_clients.stretches import chosen, listed, stretches
+from sim_clients.series import Arrays, Series, SeriesField
+from sim_clients.stretches import SAME, chosen, listed, stretches
 
 log = logging.getLogger("sim_clients")
-SAME = 1e-6
-"""Share of a dt that times may be off and still count as the same."""
 INVARIANT = "invariant."
 """Begins the names of what a server recorded beside the fields of the simulation."""
 
@@ -57,7 +56,7 @@ class _Saved:
 
 
 class Recording:
-    """A recording, or a series of NumPy arrays, played as a simulation. A `Simulation`.
+    """A recording, or a series of states in a BP5 or NumPy file, played as a simulation. A `Simulation`.
 
     The fields are those of the record. A direct step goes to the next recorded state; its dt must be the record's. The
     record is the truth: a learned state that is adopted is the present state until the next direct step, which returns
@@ -76,6 +75,7 @@ class Recording:
         ranks: Ranks,
         path: str,
         dt: Positive | None = None,
+        time: str | None = None,
         series: dict[str, SeriesField] | None = None,
         start: Annotated[int, msgspec.Meta(ge=0)] | None = None,
         stop: Annotated[int, msgspec.Meta(ge=0)] | None = None,
@@ -84,10 +84,12 @@ class Recording:
 
         Args:
             ranks: Ranks that share the states.
-            path: A `recording.bp`, a run folder that holds one, or a `.npy` or `.npz` file; from the current folder,
-                or else from `run.path`, of which the case's folder is the first.
-            dt: Simulated time between two states of a NumPy file.
-            series: What the fields of a NumPy file are, by name: `unit`, `kind`, `role` and, if not `never`, `blend`.
+            path: A `recording.bp`, a run folder that holds one, another BP5 file, or a `.npy` or `.npz` file; from the
+                current folder, or else from `run.path`, of which the case's folder is the first.
+            dt: Simulated time between two states of a file that is no recording.
+            time: In place of `dt`, the variable of such a file that holds the time of each state.
+            series: What the fields of such a file are, by name: `unit`, `kind`, `role`, if not `never` `blend`, and, if
+                it has another name there, `variable`.
             start: First recorded step to play.
             stop: Last recorded step to play.
 
@@ -95,7 +97,7 @@ class Recording:
             PluginError: adios2 is needed and not installed.
             ValueError: There is no such record, or it cannot be played.
         """
-        record = opened(path, dt, series)
+        record = opened(path, dt, time, series)
         self._record, self._ranks = record, ranks
         found = stretches(record.steps, record.times, record.superseded)
         self._places = chosen(record.steps, found, start, stop)
@@ -122,8 +124,13 @@ class Recording:
     def snapshot(self) -> Snapshot:
         """See `Simulation.snapshot`. The arrays are read-only."""
         blocks = {spec.name: self._block(spec, self._arrays[spec.name]) for spec in self._fields}
-        until = max(float(self._record.controls_until[self._places[self._at]]), self._time)
+        end = float(self._times[self.last_step])  # no learned phase passes it
+        until = max(min(float(self._record.controls_until[self._places[self._at]]), end), self._time)
         return Snapshot(self._at, self._time, self._dt, blocks, until)
+
+    def ended(self) -> str:
+        """See `Ending.ended`: the record was played to its end."""
+        return f"the record was played to its end, step {self.last_step}" if self._at >= self.last_step else ""
 
     def integrate(self, dt: float, n: int) -> None:
         """Goes to the state n further on in the record.
@@ -235,23 +242,55 @@ class Recording:
         say("Playing %s from recorded step %d to %d%s.", path, first, last, rest)
 
 
-def opened(path: str, dt: float | None, series: Mapping[str, SeriesField] | None) -> Record:
+def opened(path: str, dt: float | None, time: str | None, series: Mapping[str, SeriesField] | None) -> Record:
     """The record that a path names. Raises ValueError or PluginError when there is none, or it cannot be read."""
     places = [Path(folder) / path for folder in ("", *sys.path)]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise ValueError(f"there is no {path}, neither in the current folder nor in those of run.path")
     if found.suffix in (".npy", ".npz"):
-        if dt is None or not series:
-            raise ValueError(f"{path} is a NumPy file, which does not say what it holds: give dt and series")
-        return Series(found, series, dt)
-    if dt is not None or series:
-        raise ValueError(f"dt and series describe NumPy files (.npy, .npz), but {path} is none; leave them out")
+        return Series(Arrays(found), *_described(f"{path} is a NumPy file, which", dt, time, series))
     if not (found / INDEX).is_file() and (found / RECORDING).is_dir():
         found = found / RECORDING
     elif not (found / INDEX).is_file():
-        raise ValueError(f"{path} is no recording, no run folder with a {RECORDING} in it, and no .npy or .npz file")
-    return RecordReader(found)
+        raise ValueError(
+            f"{path} is no recording, no run folder with a {RECORDING} in it, no other BP5 file (a folder with {INDEX} "
+            "in it), and no .npy or .npz file"
+        )
+    if dt is None and time is None and not series:
+        return _recording(found)
+    source = VariableReader(found)
+    if source.ours:
+        source.close()
+        raise ValueError(f"{path} is a recording, which says itself what it holds: leave out dt, time and series")
+    return Series(source, *_described(f"{path} is a BP5 file that holds {source.holds()}, but", dt, time, series))
+
+
+def _described(
+    subject: str, dt: float | None, time: str | None, series: Mapping[str, SeriesField] | None
+) -> tuple[Mapping[str, SeriesField], float | str]:
+    """Fields and clock of a file that is no recording. Raises ValueError when the run file says too little of it."""
+    if dt is not None and time is not None:
+        raise ValueError(f"dt = {dt:g} and time = {time!r} both say when the states are; leave one of them out")
+    clock = dt if time is None else time
+    if not series or clock is None:
+        raise ValueError(
+            f"{subject} does not say what it holds: give dt and series; where it holds the time of each state, give "
+            "time, the name of that, in place of dt"
+        )
+    return series, clock
+
+
+def _recording(path: Path) -> Record:
+    try:
+        return RecordReader(path)
+    except ValueError as error:
+        if holds := foreign(path):
+            raise ValueError(
+                f"{path} is a BP5 file, but no recording of ours: say what to play of it with series, and dt or time; "
+                f"it holds {holds}"
+            ) from error
+        raise
 
 
 def _course(record: Record, places: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -71,12 +71,13 @@ def test_a_model_takes_over_a_record(tmp_path: Path) -> None:
 
 
 @NEEDS_ADIOS
-def test_a_record_that_is_too_short_says_how_long_it_is(tmp_path: Path) -> None:
-    assert ran(tmp_path / "first", mode="shadow", steps=40, tasks=TASKS, **DECK, **KEPT).code == 0
+@pytest.mark.parametrize("mode", ["off", "shadow", "act"])
+def test_a_run_ends_with_its_record(mode: str, tmp_path: Path) -> None:
+    assert ran(tmp_path / "first", mode="shadow", steps=200, tasks=TASKS, **DECK, **KEPT).code == 0
     path = {"path": str(tmp_path / "first")}
-    played = ran(tmp_path / "second", use="recording", simulation=path, mode="shadow", steps=41, tasks=TASKS)
-    assert played.code == 1
-    assert "step 39 (recorded steps 0 to 39)" in played.summary["cause"]
+    played = ran(tmp_path / "second", use="recording", simulation=path, mode=mode, steps=300, tasks=TASKS)
+    assert played.code == 0 and played.summary["status"] == "stopped" and played.summary["steps"] == 199
+    assert "an end of its own at step 199: the record was played to its end" in played.summary["cause"]
 
 
 @NEEDS_ADIOS

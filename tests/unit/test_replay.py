@@ -65,7 +65,7 @@ def test_a_run_folder_is_played_from_its_recording(recording):
     assert [spec.name for spec in simulation.fields()] == ["u", "x", "load", "lift"]  # the server's own are left out
     for step in range(30):
         shown = simulation.snapshot()
-        assert (shown.step, shown.time, shown.dt, shown.controls_until) == (step, step * DT, DT, 100.0)
+        assert (shown.step, shown.time, shown.dt, shown.controls_until) == (step, step * DT, DT, 29 * DT)
         assert all(np.array_equal(shown[name], state(step)[name]) for name in shown.blocks)
         if step < 29:
             simulation.integrate(DT, 1)
@@ -180,6 +180,34 @@ def test_one_array_in_a_npy_file(tmp_path, monkeypatch):
     assert simulation.snapshot().blocks["q"].ids.tolist() == [0, 1, 2]
 
 
+def test_the_other_byte_order_is_turned_as_it_is_read(tmp_path):
+    told = {"unit": "m", "kind": "cell", "role": "state"}
+    for name, dtype in (("b.npy", ">f8"), ("i.npy", ">i4"), ("f.npy", ">f4")):
+        np.save(tmp_path / name, np.arange(12).reshape(4, 3).astype(dtype))
+        simulation = play(tmp_path / name, dt=1.0, series={"q": told})
+        simulation.integrate(1.0, 2)
+        shown = simulation.snapshot()["q"]
+        assert simulation.fields()[0].dtype == shown.dtype.str == dtype.replace(">", "<")
+        assert shown.tolist() == [6, 7, 8]
+    np.savez(tmp_path / "s.npz", q=np.arange(4.0).astype(">f8"), h=np.zeros((4, 2), np.float16))
+    simulation = play(tmp_path / "s.npz", dt=1.0, series={"q": {"unit": "m", "kind": "scalar", "role": "control"}})
+    assert simulation.snapshot().controls_until == 0.5
+    with pytest.raises(PluginError, match="'h' is of type <f2; allowed are <f4"):
+        play(tmp_path / "s.npz", dt=1.0, series={"h": told})
+
+
+def test_arrays_of_other_names_and_the_times_of_a_file(tmp_path):
+    np.savez(tmp_path / "s.npz", density=np.arange(12.0).reshape(4, 3), t=np.array([1.0, 1.5, 2.0, 2.5]))
+    told = {"rho": {"unit": "1", "kind": "cell", "role": "state", "variable": "density"}}
+    simulation = play(tmp_path / "s.npz", time="t", series=told)
+    assert (simulation.snapshot().time, simulation.snapshot().dt) == (1.0, 0.5)
+    simulation.integrate(0.5, 3)
+    assert simulation.snapshot().time == 2.5 and simulation.snapshot()["rho"].tolist() == [9, 10, 11]
+    np.save(tmp_path / "a.npy", np.zeros((4, 3)))
+    with pytest.raises(PluginError, match="holds one array, but `series` and `time` name density, t"):
+        play(tmp_path / "a.npy", time="t", series=told)
+
+
 def changed(**keys):
     return {"u": {**SERIES["u"], **keys}}
 
@@ -205,8 +233,6 @@ def test_paths_that_lead_nowhere(tmp_path):
         play("nowhere.bp")
     with pytest.raises(PluginError, match=r"is no recording, no run folder with a recording.bp in it"):
         play(tmp_path)
-    with pytest.raises(PluginError, match="dt and series describe NumPy files"):
-        play(tmp_path, dt=1.0)
     (tmp_path / "x.npy").write_bytes(b"no array")
     with pytest.raises(PluginError, match="cannot be read as a NumPy file"):
         play(tmp_path / "x.npy", dt=1.0, series={"u": SERIES["u"]})

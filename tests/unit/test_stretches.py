@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim_clients.stretches import chosen, listed, stretches
+from sim_clients.stretches import changes, chosen, listed, paced, stretches
 
 STEPS = np.array([0, 1, 2, 5, 6, 7, 8, 20])
 
@@ -47,3 +47,25 @@ def test_many_stretches_are_not_all_named():
     steps = np.arange(0, 40, 2)
     text = listed(steps, stretches(steps, steps * 1.0, np.zeros(20, bool)))
     assert text.endswith("and 14 shorter ones")
+
+
+def test_even_times_have_one_dt_whatever_their_rounding():
+    for dtype, first in ((np.float64, 0.0), (np.float32, 1000.0)):
+        told = (first + 0.1 * np.arange(50)).astype(dtype)
+        times, dts = paced(told.astype(np.float64), float(np.finfo(dtype).eps))
+        assert len(set(dts)) == 1 and dts[0] == pytest.approx(0.1, rel=1e-4)
+        assert np.allclose(np.diff(times), dts[0], rtol=1e-6, atol=0.0)
+        assert np.allclose(times, told, rtol=1e-6, atol=0.0)
+
+
+def test_times_that_are_not_even_keep_their_dts():
+    times, dts = paced(np.array([0.0, 1.0, 3.0, 1.0, 2.0, 3.0, 0.5]), 0.0)
+    assert times.tolist() == [0.0, 1.0, 3.0, 1.0, 2.0, 3.0, 0.5]
+    assert dts.tolist() == [1.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_no_horizon_passes_the_change_of_a_control():
+    times, dts = np.arange(6.0), np.ones(6)
+    assert changes(times, dts, []).tolist() == [np.inf] * 6
+    controls = [np.array([1, 1, 1, 2, 2, 2]), np.array([0.0, 0, 0, 0, 0, 7])]
+    assert changes(times, dts, controls).tolist() == [2.5, 2.5, 2.5, 4.5, 4.5, np.inf]
