@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupler.distribution import Region
-from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit
+from schemas.fields import Array, Block, FieldSpec, Snapshot, misfit, undeclared
 
 
 class ArraySource(Protocol):
@@ -41,30 +41,50 @@ class FreshArrays:
         """See `ArraySource.discard`."""
 
 
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offset and shape of a Block of cells, or of a scalar."""
+
+
 @dataclass(slots=True)
 class Layout:
     """Which part of each field a rank owns, as it sent it last: what it gets back of a learned state."""
 
-    offset: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    boxes: dict[str, Box] = field(default_factory=dict)
     ids: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-
-    def note(self, name: str, block: Block) -> None:
-        """Notes where a Block belongs."""
-        self.offset[name], self.shape[name] = block.offset, block.array.shape
-        if block.ids is not None:
-            self.ids[name] = block.ids.copy()
-
-    def count(self, name: str) -> int:
-        """Values of a field that the rank owns."""
-        return math.prod(self.shape[name])
 
 
 @dataclass(slots=True)
 class _Partial:
+    """A step of which some parts are in.
+
+    Attributes:
+        arrays: Where they are put.
+        layouts: Layout by rank, in the order in which the parts came.
+        withdrawn: Layout by rank of parts that their sender took back, and that may lie over parts of others.
+        newest: The part that came last.
+    """
+
     arrays: Mapping[str, Array]
-    snapshot: Snapshot
+    newest: Snapshot
     layouts: dict[int, Layout] = field(default_factory=dict)
+    withdrawn: dict[int, Layout] = field(default_factory=dict)
+
+    def withdraw(self, rank: int) -> None:
+        """A rank takes its part back; what others sent before may be overwritten, unless it sends the same again."""
+        if rank in self.layouts:
+            first = next(iter(self.layouts)) == rank
+            layout = self.layouts.pop(rank)
+            if not first:
+                self.withdrawn.setdefault(rank, layout)
+
+    @property
+    def mixed(self) -> str:
+        """Why parts that were taken back may show through, as a sentence; empty when they cannot."""
+        for rank, old in self.withdrawn.items():
+            new = self.layouts[rank]
+            if old.boxes != new.boxes or not all(np.array_equal(ids, new.ids[name]) for name, ids in old.ids.items()):
+                return f"rank {rank} went back, and sent other cells or particles than before"
+        return ""
 
 
 class Assembly:
@@ -90,6 +110,10 @@ class Assembly:
         self._ranks, self._depth = ranks, depth
         self._source = source or FreshArrays(fields)
         self._open: dict[int, _Partial] = {}
+        self._lone = frozenset(s.name for s in fields if s.kind == "scalar" or not s.shape)  # rank 0's value is all
+        self._boxes: list[dict[str, Box]] = []  # that were looked at last, and what is wrong with them
+        self._wrong = ""
+        self._seen = {s.name: np.zeros(s.shape[0], dtype=np.bool_) for s in fields if s.kind == "particle"}
 
     def add(self, rank: int, part: Snapshot) -> Snapshot | None:
         """Takes one rank's part.
@@ -103,36 +127,47 @@ class Assembly:
             or views of the only rank's Blocks.
 
         Raises:
-            ValueError: A Block does not fit its FieldSpec, a field is missing, or all Blocks of a step together do not
-                fill a field (a stale value in the gap would be wrong silently).
+            ValueError: A Block does not fit its FieldSpec, a field is missing or was not declared, or all Blocks of a
+                step together do not hold every value of a field once (a stale value in a gap, or two ranks that each
+                think they own a value, would be wrong silently). The step is given up when the last part came.
         """
+        who = f"rank {rank}: " if self._ranks > 1 else ""
         for name, spec in self.fields.items():
             block = part.blocks.get(name)
             sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)
             if sentence:
-                raise ValueError(sentence)
+                raise ValueError(f"{who}{sentence}")
+        if len(part.blocks) != len(self.fields) and (sentence := undeclared(self.fields, part.blocks)):
+            raise ValueError(f"{who}{sentence}")
         if self._ranks == 1 and self._is_whole(part):
             self.layouts = [_layout(part)]
             return part
         for step, other in self._open.items():
             if step >= part.step:  # a rank sends its steps in order: what it sent of later ones is of a branch it left
-                other.layouts.pop(rank, None)
+                other.withdraw(rank)
         partial = self._open.get(part.step)
         if partial is None:
             self._make_room()
             partial = self._open[part.step] = _Partial(self._source.acquire(), part)
+        partial.newest = part
         partial.layouts[rank] = _layout(part)
-        for name, spec in self.fields.items():
-            if spec.kind != "scalar" or rank == 0:
+        for name in self.fields:
+            if rank == 0 or name not in self._lone:
                 _place(part.blocks[name], partial.arrays[name])
         if len(partial.layouts) < self._ranks:
             return None
         del self._open[part.step]
-        self.layouts = [partial.layouts[rank] for rank in range(self._ranks)]
-        if gap := self._gap():
+        layouts = [partial.layouts[rank] for rank in range(self._ranks)]
+        if sentence := partial.mixed or self._misjoined(layouts):
             self._source.discard(partial.arrays)
-            raise ValueError(gap)
-        return whole(partial.snapshot, partial.arrays)
+            raise ValueError(sentence)
+        self.layouts = layouts
+        return whole(partial.newest, partial.arrays)
+
+    def give_up(self, step: int) -> None:
+        """Gives up a step that cannot be used, whatever else comes of it."""
+        if (partial := self._open.pop(step, None)) is not None:
+            self._source.discard(partial.arrays)
 
     def clear(self) -> None:
         """Gives up every open step: the ranks start again, or left the branch that they were on."""
@@ -147,9 +182,9 @@ class Assembly:
             if name in layout.ids:
                 ids = layout.ids[name]
                 blocks[name] = Block(array[ids], (), ids)
-            elif name in layout.offset:
-                offset = layout.offset[name]
-                blocks[name] = Block(array[Region(offset, layout.shape[name]).window], offset)
+            elif name in layout.boxes:
+                offset, shape = layout.boxes[name]
+                blocks[name] = Block(array[Region(offset, shape).window], offset)
         return blocks
 
     def _is_whole(self, part: Snapshot) -> bool:
@@ -163,19 +198,65 @@ class Assembly:
             self._source.discard(self._open.pop(next(iter(self._open))).arrays)
             self.dropped += 1
 
-    def _gap(self) -> str:
-        for name, spec in self.fields.items():
-            here = sum(layout.count(name) for layout in self.layouts)
-            if spec.kind != "scalar" and here < math.prod(spec.shape):
-                return f"the blocks of field {name!r} hold {here} values together; its shape {spec.shape} needs more"
+    def _misjoined(self, layouts: Sequence[Layout]) -> str:
+        """Why parts together do not hold every value once, as a sentence; empty when they do."""
+        boxes = [layout.boxes for layout in layouts]
+        if boxes != self._boxes:  # on the step path, and a decomposition seldom changes
+            self._boxes, self._wrong = boxes, ""
+            for name in boxes[0]:
+                owned = [own[name] for own in (boxes[:1] if name in self._lone else boxes)]
+                self._wrong = self._wrong or _untiled(self.fields[name], owned)
+        if self._wrong:
+            return self._wrong
+        for name, seen in self._seen.items():
+            ids = [layout.ids[name] for layout in layouts]
+            seen[:] = False
+            for own in ids:
+                seen[own] = True
+            # As many ids as particles, and each of them is there: then none is there twice.
+            if sum(map(len, ids)) != len(seen) or not seen.all():
+                return _unpaired(self.fields[name], ids)
         return ""
 
 
 def _layout(part: Snapshot) -> Layout:
     layout = Layout()
     for name, block in part.blocks.items():
-        layout.note(name, block)
+        if block.ids is None:
+            layout.boxes[name] = block.offset, block.array.shape
+        else:
+            layout.ids[name] = block.ids.copy()
     return layout
+
+
+def _untiled(spec: FieldSpec, boxes: Sequence[Box]) -> str:
+    """Why boxes, by rank, do not hold every cell of a field once, as a sentence; empty when they do."""
+    ranks = [rank for rank, (_, shape) in enumerate(boxes) if 0 not in shape]
+    begin = np.array([boxes[rank][0] for rank in ranks], np.int64)
+    end = begin + np.array([boxes[rank][1] for rank in ranks], np.int64)
+    for row in range(len(ranks) - 1):
+        meet = ((begin[row] < end[row + 1 :]) & (begin[row + 1 :] < end[row])).all(axis=1)
+        if meet.any():
+            other = row + 1 + int(meet.argmax())
+            cell = tuple(np.maximum(begin[row], begin[other]).tolist())
+            return f"ranks {ranks[row]} and {ranks[other]} both hold cell {cell} of field {spec.name!r}"
+    return _gap(spec, sum(math.prod(shape) for _, shape in boxes))
+
+
+def _unpaired(spec: FieldSpec, ids: Sequence[NDArray[np.int64]]) -> str:
+    """What is wrong with ids, by rank, of a field that does not have each of them once."""
+    counts = np.bincount(np.concatenate(ids), minlength=spec.shape[0])
+    if not (counts > 1).any():
+        return _gap(spec, sum(map(len, ids)) * math.prod(spec.shape[1:]))
+    most = int(counts.argmax())
+    ranks = ", ".join(str(rank) for rank, own in enumerate(ids) if most in own)
+    return f"id {most} of field {spec.name!r} came {counts[most]} times, from rank {ranks}"
+
+
+def _gap(spec: FieldSpec, here: int) -> str:
+    if here >= math.prod(spec.shape):
+        return ""
+    return f"the blocks of field {spec.name!r} hold {here} values together; its shape {spec.shape} needs more"
 
 
 def _place(block: Block, target: Array) -> None:

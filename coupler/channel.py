@@ -16,8 +16,9 @@ from schemas.messages import Ack, Advice, Message, Stamp
 NO_SERVER = "no server yet"
 LINGER_S = 0.2
 """Time that the farewell gets to leave."""
-LOST_IN_A_ROW, LOST_S = 24, 5.0
-"""States lost in a row, and seconds of nothing else, after which a stream is given up: its reader may be opening it."""
+LOST_IN_A_ROW, LOST_S = 8, 5.0
+"""States lost in a row, and seconds of nothing else, after which a stream is given up: its reader may be opening it. A
+courier that stops loses no more than `node_stream.SLOTS`."""
 STATUS_CHARS = 2000
 """Longest cause of a failure that a farewell carries."""
 
@@ -28,19 +29,22 @@ class StreamedSeqs:
     def __init__(self) -> None:
         """Nothing was sent yet."""
         self._open: set[int] = set()
-        self._lost, self._since = 0, 0.0
+        self._lost, self._since, self._latest = 0, 0.0, 0.0
 
     def sent(self, seq: int) -> None:
         """A message was sent."""
         self._open.add(seq)
 
     def acknowledged(self, ack: Ack, now: float) -> bool:
-        """Takes an acknowledgement; whether the stream is to be given up at this time."""
+        """Takes an acknowledgement; whether the stream is to be given up at this time, which is said once."""
         for seq in sorted(seq for seq in self._open if seq <= ack.received):
             self._open.discard(seq)
             self._since = now if not self._lost else self._since
-            self._lost = self._lost + 1 if seq in ack.lost else 0
-        return self._lost >= LOST_IN_A_ROW and now - self._since > LOST_S
+            self._lost, self._latest = self._lost + 1 if seq in ack.lost else 0, now
+        # Not by the time since: after a burst of losses nothing may be sent for long, and the next one may arrive.
+        if given_up := self._lost >= LOST_IN_A_ROW and self._latest - self._since > LOST_S:
+            self._lost = 0
+        return given_up
 
 
 class Channel:
@@ -144,11 +148,11 @@ class Channel:
             return f"refused by the server: {self.protocol.refusal}"
         if self.protocol.state != "open":
             return NO_SERVER
-        return self._why_unsent or ("no credit on another rank" if self.protocol.may_send else "no credit")
+        return self._why_unsent or ("another rank cannot send" if self.protocol.may_send else "no credit")
 
     def close(self, step: int, status: str, wait_s: float) -> None:
         """Says goodbye, waits up to wait_s for the last acknowledgement, and frees the Link."""
-        if self.protocol.state == "open":
+        if self.protocol.state != "new":  # also where it was refused: the server ends when everybody has left
             self._farewell(step, status)
             end = self._clock() + wait_s
             while self.protocol.books.in_flight and self._clock() < end:

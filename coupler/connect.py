@@ -199,17 +199,23 @@ def open_coupling(
         raise CaseError(mistakes)
     if link is None and spec.run.mode != "off":
         link = connect(spec, folder, f"rank-{ranks.rank}")
-    return Coupling(
+    recorder = RunRecorder(folder if ranks.rank == 0 else None)
+    ways = bulk(spec, folder, f"rank-{ranks.rank}", fields=fields) if link is not None else None
+    coupling = Coupling(
         link,
         fields,
         terms(spec, start_step),
         ranks=ranks,
         guard=guard(spec),
-        recorder=RunRecorder(folder if ranks.rank == 0 else None),
-        bulk=bulk(spec, folder, f"rank-{ranks.rank}", fields=fields) if link is not None else None,
+        recorder=recorder,
+        bulk=ways,
         invariants=invariants,
         can_rewind=can_rewind,
     )
+    if ways is not None and ranks.rank == 0:
+        routes = ways.outbox.routes
+        recorder.keep_books(lambda: (coupling.ledger, coupling.books, routes))
+    return coupling
 
 
 def socket_path(folder: Path) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -21,7 +23,22 @@ from schemas.messages import Action
 LEDGER = "ledger.json"
 FLUSH_S = 0.5
 """The trace reaches the operating system at least this often, for those who watch the run."""
+CHEAP = ("direct_s", "direct_steps", "learned_s", "learned_steps")
+"""What of the ledger is written before the end: quantiles of all stalls would take long in the middle of a run."""
+BOOKS_COST = 100
+"""Books that are not closed yet are written so rarely that it takes no more than one part in so many of the time."""
 _NOTHING_TOLD = messages.Advice(action=Action.DIRECT)
+
+Books = tuple[Ledger, Mapping[str, Any], Mapping[str, Route]]
+"""Where the time went, what became of the samples, and which way each field went."""
+
+
+def books_are_closed(folder: Path) -> bool:
+    """Whether rank 0 has written its last books, after which nothing more is to come."""
+    try:
+        return bool(json.loads((folder / LEDGER).read_text(encoding="utf-8")).get("closed"))
+    except FileNotFoundError:
+        return False
 
 
 class RunRecorder:
@@ -36,6 +53,19 @@ class RunRecorder:
         self._start = self._flushed = -1.0
         self._names: dict[str, tuple[str, ...]] = {}
         self._stretch: Record | None = None
+        self._books: Callable[[], Books] | None = None
+        self._books_due = -1.0
+
+    def keep_books(self, books: Callable[[], Books]) -> None:
+        """From now on the books are written when what was recorded is, not only at the end.
+
+        Rank 0 may never come to close them: when another rank fails, MPI kills it, often in a collective operation,
+        where no Python runs.
+
+        Args:
+            books: Gives them as they are now.
+        """
+        self._books = books
 
     def observed(self, snapshot: Snapshot, fields: Mapping[str, FieldSpec], version: int) -> None:
         """Records the observables of a state that the host reached by itself (version 0) or by blending."""
@@ -116,17 +146,32 @@ class RunRecorder:
 
     def close(self, ledger: Ledger, books: Mapping[str, Any], routes: Mapping[str, Route]) -> None:
         """Writes the final books, and which way each field went, and closes the files."""
+        self._books = None
         self._trace.close()
         self._observables.close()
-        if self.folder is not None:
-            ways = {name: route._asdict() for name, route in routes.items()}
-            facts = {"time": ledger.summary(), "samples": books, "bulk": ways}
-            write_whole(self.folder / LEDGER, json.dumps(facts, indent=1))
+        self._write(ledger.summary(), books, routes, closed=True)
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system, so that it survives the process."""
         self._trace.flush()
         self._observables.flush()
+        began = perf_counter()
+        if self._books is not None and began > self._books_due:
+            ledger, books, routes = self._books()
+            time = {key: getattr(ledger, key) for key in CHEAP}
+            with contextlib.suppress(OSError):  # a full disk is no reason to end the run
+                self._write(time, books, routes, closed=False)
+            spent = perf_counter() - began
+            self._books_due = began + max(FLUSH_S, BOOKS_COST * spent)
+
+    def _write(
+        self, time: Mapping[str, Any], books: Mapping[str, Any], routes: Mapping[str, Route], *, closed: bool
+    ) -> None:
+        if self.folder is None:
+            return
+        ways = {name: route._asdict() for name, route in routes.items()}
+        facts = {"closed": closed, "time": time, "samples": books, "bulk": ways}
+        write_whole(self.folder / LEDGER, json.dumps(facts, indent=1))
 
     def _since_start(self, now: float) -> float:
         if self._start < 0.0:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from coupler.errors import SchemaMismatch, SimulationFailed
 from coupler.guard import all_finite
-from schemas.fields import FieldSpec, Snapshot, misfit
+from schemas.fields import FieldSpec, Snapshot, misfit, undeclared
 
 SOUND, MISFIT, NOT_FINITE, NO_TIME = 0, 1, 2, 3
 """Faults, the worst last: ranks agree on the highest number."""
@@ -23,14 +23,14 @@ def fault(fields: Mapping[str, FieldSpec], snapshot: Snapshot) -> int:
             return MISFIT
         if not all_finite(block.array):
             return NOT_FINITE
-    return SOUND
+    return SOUND if len(snapshot.blocks) == len(fields) else MISFIT
 
 
 def require(agreed: int, fields: Mapping[str, FieldSpec], snapshot: Snapshot) -> None:
     """Raises the error of the fault that the ranks agreed on; every rank raises, each with what it can say.
 
     Raises:
-        SchemaMismatch: A field changed its shape or dtype.
+        SchemaMismatch: A field changed its shape or dtype, is missing, or was never declared.
         SimulationFailed: The state is not finite, or neither are its time and dt.
     """
     if agreed == SOUND:
@@ -50,4 +50,6 @@ def require(agreed: int, fields: Mapping[str, FieldSpec], snapshot: Snapshot) ->
                 f"At step {snapshot.step} (time {snapshot.time:g}) field {name!r} of the simulation is not finite: "
                 "reduce dt or check the set-up."
             )
+    if sentence := undeclared(fields, snapshot.blocks):
+        raise SchemaMismatch(f"At step {snapshot.step}, {sentence}. Fields are declared once and stay so.")
     raise SimulationFailed(f"At step {snapshot.step} another rank found its state unusable; its log says why.")

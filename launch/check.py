@@ -23,6 +23,7 @@ from launch.rules import broken
 from launch.structure import Mistake, misfits, sections, written
 from schemas import toml_text
 from schemas.run import RunSpec, SimulationSection, TaskSection, from_table, named, own_keys
+from sim_clients.recording import Recording
 
 _PLUGINS: dict[str, tuple[registry.Group, type[SimulationSection] | type[TaskSection]]] = {
     "simulation": ("simulations", SimulationSection),
@@ -32,6 +33,10 @@ _GIVEN = {
     "seed": "the coupler gives the constructor run.seed",
     "fields": "the coupler gives a task the fields of the simulation",
 }
+RANKS_A_CORE = 64
+"""More ranks than that on each core are a slip of the pen; they would take all memory before they do anything."""
+RANK_BYTES = (1 << 20) + (1 << 14)
+"""What MPICH 5 maps for each rank. Where it is not there, MPI_Init ends in a bus error."""
 _UNKNOWN: Any = "?"
 """Stands for a value that is missing or wrong where rules are tried nevertheless; it breaks none."""
 
@@ -54,11 +59,26 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     case.sections()
     case.links()
     case.recording()
+    case.record()
     case.room()
+    case.ranks()
     case.rules()
     if case.mistakes or case.refused:
         raise CaseError(case.report())
     return case.resolved()
+
+
+def cores() -> int:
+    """Cores that this process, and all that it starts, may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def crowded(spec: RunSpec) -> str:
+    """What it means that there are more ranks than cores here; empty where there are not."""
+    ranks, here = spec.simulation.ranks, cores()
+    if spec.run.rung != "mpi" or ranks <= here:
+        return ""
+    return f"{ranks} ranks share {_counted(here, 'core')}: each step waits for ranks that do not run."
 
 
 class _Case:
@@ -165,6 +185,27 @@ class _Case:
             where = f"{folder.memory()} has {free} bytes free"
             self._add(("bulk", "buffer_bytes"), f"bulk.buffer_bytes is {wanted}, but {where}; lower it, or free some")
 
+    def record(self) -> None:
+        """Looks for the file that the simulation `recording` plays, where it will look itself."""
+        path = self.table["simulation"].get("path") if self.classes.get(("simulation",)) is Recording else None
+        if isinstance(path, str) and not any(Path(folder, path).exists() for folder in ("", *sys.path)):
+            where = "neither in the current folder nor in those of run.path"
+            self._add(("simulation", "path"), f'simulation.path is "{path}", which is not there, {where}')
+
+    def ranks(self) -> None:
+        """Compares the ranks that are started here with the cores, and with the memory that MPI shares among them."""
+        simulation, run = self.table.get("simulation"), self.table.get("run")
+        ranks = simulation.get("ranks", 1) if isinstance(simulation, dict) else None
+        if not isinstance(ranks, int) or not isinstance(run, dict) or run.get("rung") != "mpi":
+            return
+        path, here, free = ("simulation", "ranks"), cores(), folder.free_bytes()
+        if ranks > RANKS_A_CORE * here:
+            limit = f"{_counted(here, 'core')} can be used here, for {RANKS_A_CORE} ranks each at most"
+            self._add(path, f"simulation.ranks is {ranks}, and {limit}; use fewer ranks")
+        elif free < ranks * RANK_BYTES:
+            room = f"MPI takes {RANK_BYTES} bytes of {folder.memory()} for each rank, which has {free} bytes free"
+            self._add(path, f"simulation.ranks is {ranks}, and {room}; free some")
+
     def rules(self) -> None:
         """Tries the rules that span several keys, on all that is right so far."""
         bad = {mistake.path for mistake in self.mistakes}
@@ -217,6 +258,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[toml_lines.Path, int]]:
         place = re.search(r"at line (\d+)", str(problem))
         line = place[1] if place else text.count("\n") + 1
         raise CaseError([f"{path}:{line}: this is not TOML: {problem}"]) from problem
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number != 1 else ''}"
 
 
 def _section_like(name: str) -> str:

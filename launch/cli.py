@@ -70,6 +70,7 @@ def check(case: Path, /, *, settings: Settings | None = None) -> None:
     from coupler.bulks.adios_engine import available
     from launch import plan
     from launch.check import check as checked
+    from launch.check import crowded
     from schemas.run import dump
 
     spec = checked(case, settings or [])
@@ -79,6 +80,8 @@ def check(case: Path, /, *, settings: Settings | None = None) -> None:
         say(f'# rung "{spec.run.rung}": all in the process of coupler run')
     for process in processes:
         say(f"# {process.name}: {f'nice -n {process.nice} ' if process.nice else ''}{shlex.join(process.argv)}")
+    if sentence := crowded(spec):
+        say(f"# {sentence}")
     if spec.run.mode != "off":
         for line in choice.outlook(connect.bulk_rules(spec), available(), connect.no_shared_memory(spec)):
             say(f"# {line}")

@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from coupler import connect
-from coupler.bulks.folder import leave, make, shared_folder
+from coupler.bulks.folder import leave, shared_folder
 from coupler.contracts import Frames, Link
 from coupler.links.memory import MemoryHub
 from coupler.ranks import Ranks
-from ml_servers.from_case import buffer_bytes, core_settings, learner_maker, shares, task_maker
+from ml_servers.__main__ import place_of_slots
+from ml_servers.from_case import core_settings, learner_maker, shares, task_maker
 from ml_servers.recorder import Recorder
 from ml_servers.server import LEARNED_SLOTS, Server
 from ml_servers.trainer import Trainer
@@ -92,10 +93,8 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
         lost.append(f"The {who} failed ({type(error).__name__}: {error}); see logs/server.log.")
 
     hub = MemoryHub(capacity_bytes=HUB_BYTES)
-    slots = shared_folder(folder)
-    make(slots)
     try:
-        server = _server(spec, folder, hub, slots, log)
+        server = _server(spec, folder, hub, log)
         trainers: list[Trainer] = [
             Trainer(
                 learner_maker(spec, share.reader),
@@ -125,10 +124,11 @@ def run(spec: RunSpec, folder: Path, log: Callable[[str], None], lost: list[str]
                 except Exception as error:  # the books of a server that failed may be beyond repair
                     failed(who, error)
     finally:
-        leave(slots)
+        leave(shared_folder(folder))
 
 
-def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Callable[[str], None]) -> Server:
+def _server(spec: RunSpec, folder: Path, hub: MemoryHub, log: Callable[[str], None]) -> Server:
+    slots, room = place_of_slots(spec, folder)
     settings = core_settings(spec)
     cpu_clock = time.thread_time  # of the server's own thread, which is all that costs
     if spec.run.rung == "inline":
@@ -141,7 +141,7 @@ def _server(spec: RunSpec, folder: Path, hub: MemoryHub, slots: Path, log: Calla
         task_maker(spec),
         folder,
         slot_folder=slots,
-        buffer_bytes=buffer_bytes(spec),
+        buffer_bytes=room,
         max_message_bytes=spec.link.max_message_bytes,
         bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
         cpu_clock=cpu_clock,

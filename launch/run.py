@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -16,10 +17,11 @@ from rich.markup import escape
 from coupler import connect
 from coupler.bulks import folder as bulk_folder
 from coupler.channel import NO_SERVER
-from coupler.errors import CouplerError
+from coupler.errors import CouplerError, LinkError
 from coupler.files import sweep_parts, write_whole
-from coupler.recording import LEDGER
+from coupler.recording import LEDGER, books_are_closed
 from launch import one_process
+from launch.check import crowded
 from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
 from launch.progress import Progress
@@ -63,6 +65,8 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
 def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals: Signals) -> int:
     began = time.perf_counter()
     console.print(f"[bold]{spec.run.name}[/]: {length(spec)}, mode {spec.run.mode}, rung {spec.run.rung}")
+    if sentence := crowded(spec):
+        console.print(f"[yellow]{sentence}[/]", highlight=False)
     outcome = _coupled(spec, folder, console, signals)
     if outcome.code == 0 and not outcome.interrupted and not (folder / RESULT).exists():
         _note_failure(folder, LEFT)
@@ -105,7 +109,7 @@ def prepare(spec: RunSpec, folder: Path) -> None:
 def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Outcome:
     bulk_folder.sweep()
     if spec.run.mode != "off":
-        bulk_folder.own(bulk_folder.shared_folder(folder))
+        _own_shared_memory(folder, console)
     progress = Progress(folder, spec.run.steps, console, spec.run.end_time)
     try:
         if spec.run.rung in ("inline", "threads"):
@@ -128,15 +132,24 @@ def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) ->
         _note_failure(folder, f"{type(error).__name__}: {error}")
         return Outcome(code=1)
     finally:
-        _remove_socket(folder)
+        _remove_meeting_places(folder)
         bulk_folder.remove(bulk_folder.shared_folder(folder))
 
 
-def _remove_socket(folder: Path) -> None:
-    """A killed server leaves its socket; one that lies elsewhere had a directory to itself."""
+def _own_shared_memory(folder: Path, console: Console) -> None:
+    """Without shared memory a run is slower, and no more than that."""
+    try:
+        bulk_folder.own(bulk_folder.shared_folder(folder))
+    except LinkError as error:
+        console.print(f"[yellow]{escape(str(error))}. Arrays travel in frames.[/]", highlight=False)
+
+
+def _remove_meeting_places(folder: Path) -> None:
+    """A killed process leaves its socket, its stream's contact file or its training buffer."""
+    shutil.rmtree((folder / connect.SOCKET).parent, ignore_errors=True)
     path = connect.socket_path(folder)
     path.unlink(missing_ok=True)
-    if not path.is_relative_to(folder.resolve()) and path.parent.exists():
+    if not path.is_relative_to(folder.resolve()) and path.parent.exists():  # it had a directory to itself
         path.parent.rmdir()
 
 
@@ -215,6 +228,7 @@ def _facts(
         },
         "library_s": ledger.get("stall_s"),
         "samples": books | {"superseded": served.get("superseded"), "server": served},
+        "books": _doubt(client),
         "bulk": client.get("bulk", {}),
         "models": server.get("models", []),
         "horizon_error": server.get("horizon_error", {}),
@@ -230,6 +244,15 @@ def _facts(
         "judgement": _read(folder / REFERENCE / RESULT).get("judgement"),
         "torch_in_simulation": simulation.get("torch_loaded"),
     }
+
+
+def _doubt(client: dict[str, Any]) -> str | None:
+    """Why the books of rank 0 are not all that there is to tell; None where they are."""
+    if not client:
+        return "Rank 0 ended before it had written any books."
+    if not client["closed"]:
+        return "Rank 0 ended before it could close its books: they lack its last moments."
+    return None
 
 
 def _dt_judged(spec: RunSpec) -> dict[str, Any] | None:
@@ -271,7 +294,7 @@ def _note_failure(folder: Path, cause: str) -> None:
 
 def _has_met(folder: Path) -> bool:
     """Whether a simulation that has ended ever heard of a server, as its books say."""
-    books = _read(folder / LEDGER).get("samples", {})
+    books = _read(folder / LEDGER).get("samples", {}) if books_are_closed(folder) else {}
     dropped = set(books.get("dropped", {})) - {NO_SERVER}
     return bool(books.get("admitted") or books.get("in_flight") or dropped)
 
@@ -289,7 +312,8 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
     dt = summary.get("dt_error") or {}
     if dt.get("n"):
         most = dt["max"] / dt["tolerance"]
-        parts.append(f"{100 * dt['missed']:.2g} % of the steps missed their tolerance, at most {most:.2g} times it")
+        share = _plain(100 * dt["missed"])
+        parts.append(f"{share} % of the steps missed their tolerance, at most {_plain(most)} times it")
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     if summary.get("unverified_steps"):
         console.print(f"[yellow]{summary['unverified_steps']} learned steps were not covered by an audit.[/]")
@@ -301,6 +325,11 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         console.print(f"[yellow]{missed} states are missing in the recording: the recorder did not keep up.[/]")
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
+
+
+def _plain(value: float) -> str:
+    """Two digits, or a whole number where it has more: 3.2, 100 and not 1e+02."""
+    return f"{value:.2g}" if abs(value) < 99.5 else f"{value:.0f}"
 
 
 def _planned(spec: RunSpec, folder: Path) -> tuple[Process, ...]:

@@ -9,13 +9,15 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from coupler import connect
-from coupler.bulks.folder import leave, make, shared_folder
-from ml_servers.from_case import buffer_bytes, core_settings, learner_maker, shares, task_maker
+from coupler.bulks.folder import free_bytes, leave, shared_folder, usable
+from coupler.contracts import Link
+from ml_servers.from_case import BUFFER_BYTES, buffer_bytes, core_settings, learner_maker, shares, task_maker
 from ml_servers.recorder import Recorder
-from ml_servers.server import LEARNED_SLOTS, Server
+from ml_servers.server import LEARNED_SLOTS, SUMMARY, Server
 from ml_servers.trainer import Trainer
 from schemas.run import RunSpec
 
@@ -23,6 +25,8 @@ log = logging.getLogger("ml_servers")
 FAILED = 1
 ASKED = 143
 """Exit code of a process that was asked to end (SIGTERM) before the run was over: 128 + 15, as shells count."""
+GONE_S = 60.0
+"""A server that has been gone for so long does not come back. One that is only slow keeps its connections."""
 
 
 class _Stop:
@@ -39,17 +43,58 @@ class _Stop:
         return self.asked
 
 
-def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
+class _Gone:
+    """Ends a trainer or recorder whose server has vanished: one that was killed says no Halt.
+
+    Attributes:
+        for_good: Whether that is why it ends.
+    """
+
+    def __init__(self, link: Link, folder: Path, stop: Callable[[], bool]) -> None:
+        """Args: link: To the server. folder: Run folder. stop: Another reason to end."""
+        self.for_good = False
+        self._link, self._books, self._stop = link, folder / SUMMARY, stop
+        self._met, self._seen = False, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if getattr(self._link, "connected", True):  # a Link that cannot tell is believed to be there
+            self._met, self._seen = True, now
+        elif now - self._seen > GONE_S and (self._met or self._books.exists()):  # else it may still come
+            self.for_good = True
+            log.error("Ends: the server has been gone for %g s.", now - self._seen)
+        return self.for_good or self._stop()
+
+
+def place_of_slots(spec: RunSpec, folder: Path) -> tuple[Path, int]:
+    """Makes the folder for the training buffer: in shared memory, or in the run folder where that cannot be used.
+
+    Args:
+        spec: The case.
+        folder: Its run folder.
+
+    Returns:
+        The folder, and the bytes that the buffer may take there.
+    """
+    if usable(shared := shared_folder(folder)):
+        return shared, buffer_bytes(spec)
+    beside = (folder / connect.SOCKET).parent.resolve()
+    beside.mkdir(mode=0o700, exist_ok=True)
+    return beside, spec.bulk.buffer_bytes or min(BUFFER_BYTES, free_bytes(beside) // 2)
+
+
+def serve(spec: RunSpec, folder: Path, stop: Callable[[], bool]) -> int:
     """The server process of a run; its exit code."""
-    slots = shared_folder(folder)
-    make(slots)
+    slots, room = place_of_slots(spec, folder)
+    if slots != shared_folder(folder):
+        log.info("Shared memory cannot be used: the training buffer lies in %s.", slots)
     server = Server(
         connect.listen(spec, folder),
         core_settings(spec),
         task_maker(spec),
         folder,
         slot_folder=slots,
-        buffer_bytes=buffer_bytes(spec),
+        buffer_bytes=room,
         max_message_bytes=spec.link.max_message_bytes,
         bulk=lambda stem: connect.bulk(spec, folder, stem, slots=LEARNED_SLOTS),
         log=log.info,
@@ -58,11 +103,11 @@ def serve(spec: RunSpec, folder: Path, stop: _Stop) -> int:
         server.serve(stop)
     finally:
         server.close()
-        leave(slots)
+        leave(shared_folder(folder))
     return 0 if server.core.all_finished else ASKED
 
 
-def train(spec: RunSpec, folder: Path, task: str, rank: int, stop: _Stop) -> int:
+def train(spec: RunSpec, folder: Path, task: str, rank: int, stop: Callable[[], bool]) -> int:
     """The trainer process of one rank of a task; its exit code."""
     link = connect.connect(spec, folder, f"trainer-{task}-{rank}")
     trainer = Trainer(
@@ -75,22 +120,24 @@ def train(spec: RunSpec, folder: Path, task: str, rank: int, stop: _Stop) -> int
         clock=time.process_time,
         log=log.info,
     )
+    gone = _Gone(link, folder, stop)
     try:
-        trainer.run(stop)
+        trainer.run(gone)
     finally:
         trainer.close()
-    return FAILED if trainer.failed else 0 if trainer.halted else ASKED
+    return FAILED if trainer.failed or gone.for_good else 0 if trainer.halted else ASKED
 
 
-def record(spec: RunSpec, folder: Path, stop: _Stop) -> int:
+def record(spec: RunSpec, folder: Path, stop: Callable[[], bool]) -> int:
     """The recorder process; its exit code."""
     link = connect.connect(spec, folder, "recorder")
     recorder = Recorder(spec.run.name, link, folder, clock=time.process_time, log=log.info)
+    gone = _Gone(link, folder, stop)
     try:
-        recorder.run(stop)
+        recorder.run(gone)
     finally:
         recorder.close()
-    return FAILED if recorder.failed else 0 if recorder.halted else ASKED
+    return FAILED if recorder.failed or gone.for_good else 0 if recorder.halted else ASKED
 
 
 def main() -> int:

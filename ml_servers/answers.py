@@ -26,8 +26,9 @@ def unusable(stamp: Stamp, blocks: Mapping[str, Block], needed: Iterable[FieldSp
 def planned_steps(ask: Ask, hello: Hello) -> int:
     """Steps that the run will have, as far as its present dt tells."""
     stamp, last = ask.stamp, hello.last_step
-    if math.isfinite(hello.end_time) and stamp.dt > 0.0:
-        last = min(last, stamp.step + math.ceil((hello.end_time - stamp.time) / stamp.dt))
+    ahead = (hello.end_time - stamp.time) / stamp.dt if stamp.dt > 0.0 else math.inf
+    if math.isfinite(ahead):  # a state that cannot be used may have any time
+        last = min(last, stamp.step + math.ceil(ahead))
     return max(last - hello.step, 1)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,13 @@ from ml_servers import answers
 from ml_servers.answers import surroundings, unusable
 from ml_servers.arbiter import Arbiter, Verdict
 from ml_servers.budget import BURST, Budget
-from ml_servers.joining import Rounds, with_invariants
+from ml_servers.joining import Reasons, Round, Rounds, with_invariants
 from ml_servers.serving import MakeTask, ServingTask
 from ml_servers.settings import CoreSettings
 from schemas.fields import Block, FieldSpec, Snapshot, with_role
-from schemas.messages import Action, Advice, Ask, Bye, Hello, Message, Push, Refusal, Stamp, Welcome
+from schemas.messages import Action, Advice, Ask, Bye, Hello, Message, Push, Stamp, Welcome
+
+log = logging.getLogger("ml_servers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class ServerCore:
         tasks: Serving tasks by name; empty until the first HELLO.
         finished: Status by rank of those that said goodbye.
         failures: Why a task's plug-in is out of use, by task name.
+        unusable: Why states could not be assembled although every rank's part came.
     """
 
     def __init__(
@@ -75,9 +79,11 @@ class ServerCore:
         self.arbiter: Arbiter | None = None
         self.finished: dict[int, str] = {}
         self.failures: dict[str, str] = {}
+        self.unusable = Reasons()
         self.models: list[dict[str, Any]] = []
         self.admitted = 0
         self.refused: list[str] = []
+        self._given_up = 0  # states whose parts came, but make none
         self.budget = Budget(overhead=settings.overhead, steps=1)
         self._make_task, self._make_arrays = make_task, make_arrays
         self._assembly: Assembly | None = None
@@ -128,8 +134,8 @@ class ServerCore:
 
     @property
     def all_finished(self) -> bool:
-        """Whether every rank that came has said goodbye."""
-        return bool(self.finished) and len(self.finished) == len(self.protocol.streams)
+        """Whether every rank that came has said goodbye; those that were refused count while there are no others."""
+        return len(self.finished) == len(self.protocol.streams) if self.protocol.streams else self.protocol.deserted
 
     def trained(self, task: str, version: int, kind: str, trained_on: int, backtests: Sequence[Backtest]) -> None:
         """A new model of a task serves from now on (its `restore` was done by the caller)."""
@@ -163,8 +169,8 @@ class ServerCore:
 
     @property
     def incomplete(self) -> int:
-        """States given up because a part never came."""
-        return self._assembly.dropped if self._assembly else 0
+        """States given up because a part never came, or because the parts make none."""
+        return self._given_up + (self._assembly.dropped if self._assembly else 0)
 
     def _hello(self, peer: bytes, hello: Hello) -> list[Instruction]:
         known = self.protocol.knows(peer, hello)
@@ -209,20 +215,15 @@ class ServerCore:
                 self._dt_task = name
 
     def _push(self, peer: bytes, push: Push, blocks: Mapping[str, Block]) -> list[Instruction]:
+        rank, step = push.stamp.rank, push.stamp.step
         if self._assembly is None or not self.protocol.admit(peer, push.stamp):
             return []
-        rank, step = push.stamp.rank, push.stamp.step
-        round_ = self._rounds.take(push, blocks)
-        try:
-            snapshot = self._add(push.stamp, blocks)
-        except ValueError as error:
-            return [Send(peer, Refusal(str(error)))]
+        round_, snapshot, fault = self._join(push, blocks)
         self._step = max(self._step, step)
-        ack = Send(peer, self.protocol.ack(rank))
         if snapshot is None:
-            return [ack]
+            return self._acks(round_.parts if fault else [rank])
         self._rounds.close(step)
-        return [ack, Sampled(self._whole(snapshot, round_.parts), True)]
+        return [*self._acks([rank]), Sampled(self._whole(snapshot, round_.parts), True)]
 
     def _ask(self, peer: bytes, ask: Ask, blocks: Mapping[str, Block]) -> list[Instruction]:
         if self._assembly is None or not self.protocol.admit(peer, ask.stamp):
@@ -233,21 +234,43 @@ class ServerCore:
             return [Send(peer, msgspec.structs.replace(self._rewound, ack=self.protocol.ack(rank)))]
         self._step = step
         self._decision = max(self._decision, ask.executed)  # a server that came back counts on
-        round_ = self._rounds.take(ask, blocks)
-        try:
-            snapshot = self._add(ask.stamp, blocks, known=bool(ask.known))
-        except ValueError as error:
-            return [Send(peer, Refusal(str(error)))]
+        round_, snapshot, fault = self._join(ask, blocks)
         asks = round_.asks(self._ranks())
         if asks is None:
-            return []
+            return self._acks(round_.parts) if fault else []
         self._rounds.close(step)
-        return self._complete(asks, snapshot, round_.blocks)
+        return self._complete(asks, snapshot, round_.blocks, fault)
+
+    def _join(self, message: Ask | Push, blocks: Mapping[str, Block]) -> tuple[Round, Snapshot | None, str]:
+        """Takes one rank's part: the Round of its step, the state once it is whole, or why all parts make none."""
+        round_, stamp, snapshot = self._rounds.take(message, blocks), message.stamp, None
+        try:
+            snapshot = self._add(stamp, blocks, known=isinstance(message, Ask) and message.known != 0)
+        except ValueError as error:  # the next state may be right again: the stream goes on
+            round_.faults[stamp.rank] = str(error)
+            self.protocol.spoil(stamp)
+        if fault := round_.fault(self._ranks()):
+            self._give_up(round_, stamp.step, fault)
+        return round_, snapshot, fault
+
+    def _give_up(self, round_: Round, step: int, fault: str) -> None:
+        """For every rank, its part of a state that cannot be assembled is as good as lost."""
+        assert self._assembly is not None  # parts have come
+        self._rounds.close(step)
+        self._assembly.give_up(step)
+        for part in round_.parts.values():
+            self.protocol.spoil(part.stamp)
+        self._given_up += not any(isinstance(part, Ask) and part.known for part in round_.parts.values())
+        if self.unusable.note(fault):
+            log.warning("The state of step %d could not be assembled and was dropped: %s.", step, fault)
 
     def _complete(
-        self, asks: Mapping[int, Ask], snapshot: Snapshot | None, controls: Mapping[str, Block]
+        self, asks: Mapping[int, Ask], snapshot: Snapshot | None, controls: Mapping[str, Block], fault: str
     ) -> list[Instruction]:
-        """Every rank has asked about a step; `snapshot` is its state, None when the host named a learned one."""
+        """Every rank has asked about a step; `snapshot` is its state, None when the host named a learned one.
+
+        With a fault there is no state to decide about; they are answered all the same, for one may wait.
+        """
         ask, cpu_s, self._cpu_s = asks[0], self._cpu_s, 0.0
         if ask.executed < self._executed and self.arbiter is not None:  # a new process, which knows no decision
             self.arbiter.restarted()
@@ -255,7 +278,7 @@ class ServerCore:
         agreed = self.protocol.agreed
         assert agreed is not None  # they have said HELLO
         around = surroundings(asks, agreed.last_step, agreed.end_time)
-        if snapshot is None:
+        if snapshot is None and not fault:
             if any(a.known != ask.known or not a.known for a in asks.values()):
                 return []
             self._outstanding = -1
@@ -265,11 +288,12 @@ class ServerCore:
         planned = answers.planned_steps(ask, agreed)
         hopeful = self.settings.act and self.arbiter is not None and self.arbiter.promising
         self.budget = self.budget.asked(ask.direct_step_s, stall_s, cpu_s, planned, promising=hopeful)
-        state = self._whole(snapshot, asks)
+        state = None if snapshot is None else self._whole(snapshot, asks)
         if self._is_outstanding(ask.stamp.step, asks):
-            acks = [Send(self.protocol.streams[r].peer, self.protocol.ack(r)) for r in sorted(asks)]
-            return [*acks, Sampled(state, ask.direct)]
+            return [*self._acks(asks), *([] if state is None else [Sampled(state, ask.direct)])]
         unverified = not ask.direct or (self.arbiter is not None and self.arbiter.unverified(ask.adopted))
+        if state is None:
+            return self._answer(asks, None, 0.0, unverified, fault)
         verdict = self._verdict(lambda a: a.direct(state, around, ask.direct))
         return [*self._answer(asks, verdict, self._dt(state), unverified), Sampled(state, ask.direct)]
 
@@ -290,6 +314,9 @@ class ServerCore:
     def _whole(self, snapshot: Snapshot, parts: Mapping[int, Ask | Push]) -> Snapshot:
         self.admitted += 1
         return with_invariants(snapshot, parts, self._invariants)
+
+    def _acks(self, ranks: Iterable[int]) -> list[Instruction]:
+        return [Send(self.protocol.streams[rank].peer, self.protocol.ack(rank)) for rank in sorted(ranks)]
 
     def _ranks(self) -> int:
         return self.protocol.agreed.ranks if self.protocol.agreed else 0
@@ -321,10 +348,10 @@ class ServerCore:
             return 0.0
 
     def _answer(
-        self, asks: Mapping[int, Ask], verdict: Verdict | None, dt: float, unverified: bool
+        self, asks: Mapping[int, Ask], verdict: Verdict | None, dt: float, unverified: bool, fault: str = ""
     ) -> list[Instruction]:
         self._decision += 1
-        advice = self._advice(asks[0], verdict, dt, unverified)
+        advice = self._advice(asks[0], verdict, dt, unverified, fault)
         parts: dict[int, Mapping[str, Block]] = {}
         if advice.action is Action.LEARNED and verdict is not None and verdict.forecast and self.arbiter:
             assert self._assembly is not None and verdict.forecast.arrays is not None
@@ -340,21 +367,18 @@ class ServerCore:
             self._rewound = advice
             self._rounds.clear()
             self._assembly.clear()
-        return [
-            Send(
-                self.protocol.streams[rank].peer,
-                msgspec.structs.replace(advice, ack=self.protocol.ack(rank)),
-                parts.get(rank, {}),
-            )
-            for rank in sorted(asks)
-        ]
+        acked = {rank: msgspec.structs.replace(advice, ack=self.protocol.ack(rank)) for rank in sorted(asks)}
+        return [Send(self.protocol.streams[rank].peer, told, parts.get(rank, {})) for rank, told in acked.items()]
 
-    def _advice(self, ask: Ask, verdict: Verdict | None, dt: float, unverified: bool) -> Advice:
+    def _advice(self, ask: Ask, verdict: Verdict | None, dt: float, unverified: bool, fault: str) -> Advice:
         tolerance = self.settings.switch.tolerance if self.arbiter else math.nan
         step, agreed = ask.stamp.step, self.protocol.agreed
         can_rewind = agreed is not None and agreed.can_rewind
         base = Advice(action=Action.DIRECT, decision=self._decision, answers=step, dt=dt, tolerance=tolerance)
-        if verdict is not None:
+        if fault:  # what is unverified stays so, until a state that can be used closes its audit
+            why = f"the state could not be assembled: {fault}"
+            advice = msgspec.structs.replace(base, reason=why, phase="audit" if unverified else "direct")
+        elif verdict is not None:
             advice = answers.advice(base, ask, verdict, can_rewind)
         elif unverified and self.arbiter is not None:
             why = next(iter(self.failures.values()), "the learned state that the host stands at is not known any more")

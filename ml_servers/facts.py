@@ -18,6 +18,7 @@ def summary(core: ServerCore) -> dict[str, Any]:
         "lost": sum(s.lost for s in core.protocol.streams.values()),
         "duplicates": sum(s.duplicates for s in core.protocol.streams.values()),
         "incomplete": core.incomplete,
+        "unusable": dict(core.unusable.counts),
     }
     facts: dict[str, Any] = {"samples": books, "models": core.models, "failures": core.failures}
     facts["spent_s"], facts["saved_s"] = core.budget.spent_s, core.budget.saved_s

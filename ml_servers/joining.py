@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +12,9 @@ import numpy as np
 
 from schemas.fields import Block, Snapshot
 from schemas.messages import Ask, Push
+
+MOST_KINDS = 20
+"""Kinds of sentences that are told apart: a hostile client can think of any number."""
 
 
 @dataclass(slots=True)
@@ -19,10 +24,16 @@ class Round:
     Attributes:
         parts: Message by rank.
         blocks: Blocks of rank 0, whose controls count.
+        faults: Why they make no state, as a sentence, by the rank whose message showed it.
     """
 
     parts: dict[int, Ask | Push] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def fault(self, ranks: int) -> str:
+        """Why no state comes of it, once so many ranks have sent their parts; empty before, and when one does."""
+        return next(iter(self.faults.values())) if self.faults and len(self.parts) >= ranks else ""
 
     def asks(self, ranks: int) -> dict[int, Ask] | None:
         """The Asks by rank, once so many ranks have asked; None before."""
@@ -50,6 +61,7 @@ class Rounds:
         for later, other in self._open.items():
             if later >= step:  # as in Assembly.add: the rank went back
                 other.parts.pop(rank, None)
+                other.faults.pop(rank, None)
         while step not in self._open and len(self._open) >= self._depth:
             del self._open[next(iter(self._open))]
         found = self._open.setdefault(step, Round())
@@ -65,6 +77,27 @@ class Rounds:
     def clear(self) -> None:
         """Forgets all Rounds."""
         self._open.clear()
+
+
+class Reasons:
+    """Sentences that were said, counted by kind: those that differ in their numbers only are of one. Bounded.
+
+    Attributes:
+        counts: How often each kind was said, by the first sentence of it.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was said yet."""
+        self.counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def note(self, sentence: str) -> bool:
+        """Counts a sentence; whether it is the first of its kind."""
+        kind = re.sub(r"\d+", "#", sentence)
+        if kind not in self._first and len(self._first) >= MOST_KINDS:
+            kind = sentence = "other reasons"
+        self.counts[self._first.setdefault(kind, sentence)] += 1
+        return self.counts[self._first[kind]] == 1
 
 
 def with_invariants(snapshot: Snapshot, parts: Mapping[int, Ask | Push], reductions: Mapping[str, str]) -> Snapshot:

@@ -64,7 +64,7 @@ class Server:
             settings: Settings of the core.
             make_task: Constructs what answers for a task.
             folder: Run folder.
-            slot_folder: Folder for the slots file (shared memory).
+            slot_folder: Folder for the slots file, in shared memory where there is some.
             buffer_bytes: Largest size of the slots file.
             max_message_bytes: Largest message accepted.
             bulk: How Blocks travel: opens the bulk for one receiver, or of this server, by a name for it.

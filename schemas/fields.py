@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, SupportsIndex
 
 import msgspec
 import numpy as np
@@ -58,13 +59,24 @@ class Block:
     Attributes:
         array: The values, shape `(n0, n1, ...)`, in the unit of the FieldSpec. It may be a view of the solver's own
             memory: whoever keeps it beyond the call copies it.
-        offset: Position of `array[0, 0, ...]` in the global array (cells); zeros for scalars.
+        offset: Position of `array[0, 0, ...]` in the global array (cells); zeros for scalars. Any sequence of whole
+            numbers, NumPy's too; kept as a tuple of int.
         ids: Global int64 ids of the particles in `array`, shape `(n0,)`; None for cells and scalars.
     """
 
     array: Array
     offset: tuple[int, ...] = ()
     ids: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        offset = self.offset
+        if type(offset) is tuple:
+            for number in offset:  # on the step path: `all` takes three times as long
+                if type(number) is not int:
+                    break
+            else:
+                return
+        object.__setattr__(self, "offset", _whole_numbers(offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,8 @@ def copied(snapshot: Snapshot) -> Snapshot:
 def misfit(spec: FieldSpec, block: Block) -> str | None:
     """Says in one sentence why a Block does not fit its FieldSpec, or None when it does."""
     array, dtype = block.array, np.dtype(spec.dtype)
+    if not isinstance(array, np.ndarray | np.generic):
+        return f"field {spec.name!r} needs a NumPy array of {spec.dtype}, not {type(array).__name__}"
     if array.dtype != dtype and array.dtype.newbyteorder("=") != dtype.newbyteorder("="):
         return f"field {spec.name!r} was declared as {spec.dtype} but came as {array.dtype.str}"
     if array.ndim != len(spec.shape):
@@ -129,12 +143,21 @@ def misfit(spec: FieldSpec, block: Block) -> str | None:
         return _particle_misfit(spec, block)
     if block.ids is not None:
         return f"field {spec.name!r} is of kind {spec.kind}, which has no ids, but came with some"
-    if len(block.offset) != array.ndim:
-        return f"field {spec.name!r} needs an offset of {array.ndim} numbers, not {block.offset}"
-    for begin, length, total in zip(block.offset, array.shape, spec.shape, strict=True):
+    offset = block.offset
+    if type(offset) is not tuple or len(offset) != array.ndim:
+        return _misplaced(spec, block)
+    for begin, length, total in zip(offset, array.shape, spec.shape, strict=True):
+        if type(begin) is not int:
+            return _misplaced(spec, block)
         if begin < 0 or begin + length > total:
-            return _bounds(spec, array.shape, block.offset)
+            return _bounds(spec, array.shape, offset)
     return None
+
+
+def undeclared(fields: Mapping[str, FieldSpec], blocks: Mapping[str, Block]) -> str | None:
+    """Says in one sentence which Block is of no declared field, or None when there is none."""
+    strange = [name for name in blocks if name not in fields]
+    return f"field {strange[0]!r} was not declared; declared are {', '.join(map(repr, fields))}" if strange else None
 
 
 def flaw(fields: tuple[FieldSpec, ...]) -> str | None:
@@ -154,15 +177,27 @@ def flaw(fields: tuple[FieldSpec, ...]) -> str | None:
     return None
 
 
+def _whole_numbers(offset: Iterable[SupportsIndex]) -> Any:
+    """An offset as a tuple of int; as it is where it cannot be one, for `misfit` to say so."""
+    try:
+        return tuple(map(operator.index, offset))
+    except TypeError:
+        return offset
+
+
 def _particle_misfit(spec: FieldSpec, block: Block) -> str | None:
     shape, ids = block.array.shape, block.ids
-    if ids is None or ids.shape != shape[:1] or ids.dtype != np.int64:
+    if not isinstance(ids, np.ndarray) or ids.shape != shape[:1] or ids.dtype != np.int64:
         return f"field {spec.name!r} is of kind particle and needs one int64 id per row of its {shape} array"
     if shape[1:] != spec.shape[1:]:
         return _bounds(spec, shape)
     if ids.size and not (ids.min() >= 0 and ids.max() < spec.shape[0]):
         return f"field {spec.name!r} came with ids outside 0..{spec.shape[0] - 1}"
     return None
+
+
+def _misplaced(spec: FieldSpec, block: Block) -> str:
+    return f"field {spec.name!r} needs an offset of {block.array.ndim} whole numbers, not {block.offset}"
 
 
 def _bounds(spec: FieldSpec, shape: tuple[int, ...], offset: tuple[int, ...] = ()) -> str:

@@ -223,7 +223,8 @@ class Ack(_Message, frozen=True, tag=7):
         received: Highest seq received; frees the send window.
         durable: Highest seq that outlives the server; frees the client's retention.
         credit: Messages that may be in flight from now on.
-        lost: The newest seqs below `received` that never came, or came damaged; at most `LOST_TOLD`.
+        lost: The newest seqs up to `received` that never came, or came damaged; at most `LOST_TOLD`. Negative: it came,
+            but its state could not be assembled.
     """
 
     epoch: int

@@ -21,6 +21,7 @@ from coupler.coupling import Coupling
 from coupler.errors import CouplerError
 from coupler.files import write_whole
 from coupler.ranks import MpiRanks, Ranks
+from coupler.recording import books_are_closed
 from schemas.fields import Snapshot
 from schemas.messages import Action
 from schemas.run import RunSpec
@@ -31,6 +32,8 @@ from sim_clients.views import ViewStore, view
 log = logging.getLogger("sim_clients")
 RESULT = "simulation.json"
 FIELDS = "fields.json"
+BOOKS_S = 1.0
+"""Time that a rank which fails gives rank 0 to close its books: twice what its farewell waits for the server."""
 
 
 class Ended(CouplerError):
@@ -155,6 +158,17 @@ def _mpi_ranks() -> MpiRanks:
     return ranks
 
 
+def _let_books_be_closed(folder: Path) -> None:
+    """Waits a moment for rank 0, which often fails alike: an abort kills it before it has written its last books.
+
+    Where it hangs in a collective operation that this rank will not come to, that moment is lost, and the books stay
+    as they were last written on the way.
+    """
+    end = time.monotonic() + BOOKS_S
+    while not books_are_closed(folder) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def main() -> int:
     """Runs one rank; a failure on one rank ends the job with its cause in the log."""
     parser = argparse.ArgumentParser(prog="python -m sim_clients", description=__doc__)
@@ -177,6 +191,8 @@ def main() -> int:
         write_whole(target.with_suffix(f".rank{ranks.rank}.failed.json"), json.dumps(cause))
         sys.stdout.flush()
         if ranks.size > 1:
+            if ranks.rank > 0 and not told.reference:
+                _let_books_be_closed(told.folder)
             ranks.abort(1)
         return 1
     if ranks.rank == 0:

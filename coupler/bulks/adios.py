@@ -7,7 +7,8 @@ Without MPI there is one writer, which may put the Blocks of several ranks into 
 say whose they are:
 
     coupler/parts    for each rank its name in the stream, and the number of what it put
-    coupler/of/x     for each rank the index of its block of the variable x, or -1 where it put none
+    coupler/of/x     for each rank the index of its block of the variable x, or -1 where it put none, and the block's
+                     offset and shape: ADIOS2 cannot tell these of every type
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, open_engine
+from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, knock_file, knocked, knocking, open_engine, telling
 from coupler.distribution import Region, Share
 from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Array, Block, FieldSpec
@@ -72,10 +73,12 @@ class AdiosWriter:
             LinkError: ADIOS2 is not there, or refuses.
         """
         self.name = path.name
+        self._path, self._telling = path, f"the stream {path.name} cannot be written"
         self._fields = {spec.name: spec for spec in fields}
         self._rank, self._alone = comm.Get_rank() if comm is not None else 0, comm is None
         if self._rank == 0:
             _contact(path).unlink(missing_ok=True)  # of a writer that was killed
+            knock_file(path).touch()
         if comm is not None:
             comm.Barrier()
         self._sockets = Sockets()
@@ -91,39 +94,56 @@ class AdiosWriter:
             step: Coupling step.
             time: Simulated time.
             blocks: This writer's Blocks. Any of them may be empty.
+
+        Raises:
+            LinkError: The stream fails.
         """
         return self.put_parts(step, time, [Part(0, self._number, dict(blocks))])
 
     def put_parts(self, step: int, time: float, parts: Sequence[Part]) -> int:
         """`put` of what several ranks gave to the only writer. No two give the same cells or particles."""
-        self._engine.begin_step()
-        kept = []  # SST reads the arrays when the step ends
-        if self._rank == 0:
-            for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
-                kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
-        of: dict[str, list[int]] = {}
-        for row, part in enumerate(parts):
-            for name, block in part.blocks.items():
-                if arrays := self._put_block(name, block):
-                    whose = of.setdefault(name, [-1] * len(parts))
-                    whose[row] = max(whose) + 1
-                    kept += arrays
-        if self._alone:
-            told = {PARTS: [n for part in parts for n in part[:2]]} | {OF + name: whose for name, whose in of.items()}
-            kept += [self._put(name, np.array(told[name], np.int64), [], [], [len(told[name])]) for name in told]
-        self._engine.end_step()
+        with telling(self._telling):
+            self._engine.begin_step()
+            kept = self._put_all(step, time, parts)
+            self._engine.end_step()
+            del kept  # SST has read the arrays
         self._sockets.hurry(self._number)
         self._number += 1
         return self._number - 1
 
+    def wanted(self) -> bytes:
+        """Tells the reader that waits for `come_by`; nothing when none does."""
+        return knocked(self._path)
+
     def come_by(self) -> None:
         """Lets readers that are opening in, by a step without anything in it."""
-        self._engine.begin_step()
-        self._engine.end_step()
+        with telling(self._telling):
+            self._engine.begin_step()
+            self._engine.end_step()
 
     def close(self) -> None:
         """Ends the stream."""
-        self._engine.close()
+        with telling(self._telling):
+            self._engine.close()
+        knock_file(self._path).unlink(missing_ok=True)
+
+    def _put_all(self, step: int, time: float, parts: Sequence[Part]) -> list[Array]:
+        kept = []
+        if self._rank == 0:
+            for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
+                kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
+        told = {PARTS: np.array([part[:2] for part in parts], np.int64)}
+        for row, part in enumerate(parts):
+            for name, block in part.blocks.items():
+                if arrays := self._put_block(name, block):
+                    axes = block.array.ndim
+                    nobody = np.full((len(parts), 1 + 2 * axes), -1, np.int64)
+                    of = told.setdefault(OF + name, nobody)
+                    of[row] = (of[:, 0].max() + 1, *(block.offset or (0,) * axes), *block.array.shape)
+                    kept += arrays
+        for name, table in told.items() if self._alone else ():
+            kept.append(self._put(name, table.reshape(-1), [], [], [table.size]))
+        return kept
 
     def _put_block(self, name: str, block: Block) -> list[Array]:
         """Puts a Block; the arrays that must stay until the step ends, none when it is empty."""
@@ -193,7 +213,8 @@ class AdiosReader:
         seconds = str(max(1, math.ceil(open_timeout_s)))
         self._sockets = Sockets()
         self._io = engine_io(f"{path.name}-read", {**(parameters or {}), "OpenTimeoutSecs": seconds}, comm)
-        self._engine = open_engine(self._io, path, "Read", comm)
+        with telling(f"the stream {path.name} cannot be opened"), knocking(path):
+            self._engine = open_engine(self._io, path, "Read", comm)
         self._sets: list[dict[str, Array]] = [{} for _ in range(SETS)]
         self._turn = self._reads = 0
 
@@ -223,16 +244,17 @@ class AdiosReader:
 
     def _next(self, timeout_s: float, read: Callable[[], T]) -> T | None:
         end = time.monotonic() + timeout_s
-        while self._begin(max(end - time.monotonic(), 0.0)):
-            try:
-                if self._io.inquire_variable(NUMBER) is not None:  # else the writer only came by
-                    self._turn = (self._turn + 1) % SETS
-                    found = read()
-                    self._sockets.hurry(self._reads)
-                    self._reads += 1
-                    return found
-            finally:
-                self._engine.end_step()
+        with telling(f"the stream {self._path.name} cannot be read"):
+            while self._begin(max(end - time.monotonic(), 0.0)):
+                try:
+                    if self._io.inquire_variable(NUMBER) is not None:  # else the writer only came by
+                        self._turn = (self._turn + 1) % SETS
+                        found = read()
+                        self._sockets.hurry(self._reads)
+                        self._reads += 1
+                        return found
+                finally:
+                    self._engine.end_step()
         return None
 
     def _step(self, share: Share | None) -> Step:
@@ -249,26 +271,25 @@ class AdiosReader:
         self._engine.perform_gets()
         parts = [Part(member, number, {}) for member, number in table[PARTS].reshape(-1, 2).tolist()]
         for name, spec in self._fields.items():
-            if (whose := table.get(OF + name)) is None:  # nobody put a value
+            if (of := table.get(OF + name)) is None:  # nobody put a value
                 continue
             self._check(spec)
-            where = self._blocks_of(name)
-            for part, index in zip(parts, whose.tolist(), strict=True):
+            for part, (index, *where) in zip(parts, of.reshape(len(parts), -1).tolist(), strict=True):
                 if index >= 0:
-                    part.blocks[name] = self._block_of(spec, index, where[index])
+                    axes = len(where) // 2
+                    part.blocks[name] = self._block_of(spec, index, tuple(where[:axes]), tuple(where[axes:]))
         self._engine.perform_gets()
         return parts
 
-    def _block_of(self, spec: FieldSpec, index: int, info: Mapping[str, str]) -> Block:
+    def _block_of(self, spec: FieldSpec, index: int, offset: tuple[int, ...], shape: tuple[int, ...]) -> Block:
         """One writer's Block of a field; its arrays are filled by `perform_gets`."""
-        count = _numbers(info["Count"])
         if spec.kind == "scalar":
-            return Block(self._block(spec.name, index, count, spec.dtype).reshape(spec.shape), (0,) * len(spec.shape))
-        array = self._block(spec.name, index, count, spec.dtype)
+            return Block(self._block(spec.name, index, (math.prod(shape),), spec.dtype).reshape(shape), offset)
+        array = self._block(spec.name, index, shape, spec.dtype)
         if spec.kind == "particle":
-            ids: NDArray[np.int64] = self._block(f"{spec.name}/ids", index, count[:1], "<i8")  # type: ignore[assignment]
+            ids: NDArray[np.int64] = self._block(f"{spec.name}/ids", index, shape[:1], "<i8")  # type: ignore[assignment]
             return Block(array, (), ids)
-        return Block(array, _numbers(info["Start"]))
+        return Block(array, offset)
 
     def _block(self, name: str, index: int, shape: Sequence[int], dtype: str) -> Array:
         """An array that the next `perform_gets` fills with a writer's block of a variable."""
@@ -280,15 +301,16 @@ class AdiosReader:
         return array
 
     def _blocks_of(self, name: str) -> list[Mapping[str, str]]:
-        """What is known of the blocks of a variable in this step; none when nobody put it."""
+        """What is known of the blocks of an int64 variable in this step; none when nobody put it."""
         if self._io.inquire_variable(name) is None:
             return []
         found: list[Mapping[str, str]] = self._engine.blocks_info(name, self._engine.current_step())
         return found
 
     def close(self) -> None:
-        """Leaves the stream."""
-        self._engine.close()
+        """Leaves the stream; raises LinkError where it fails at that."""
+        with telling(f"the stream {self._path.name} cannot be left"):
+            self._engine.close()
 
     def _begin(self, timeout_s: float) -> bool:
         from adios2.bindings import StepMode, StepStatus

@@ -10,19 +10,26 @@ Facts that shape this module and `coupler.bulks.adios`, each measured (ADIOS2 2.
 - SST leaves Nagle's algorithm on: two small messages in turn then take 40 ms each on loopback. `hurry` turns it off.
 - The queue counts the steps that are kept in reserve. Once a step was dropped, a reader waits for the next one whatever
   its time-out says. So the queue has room for the reserve and for all that the credit lets be under way.
+- Steps that a writer makes only to come by count in its queue and in its reserve, like any other. Made all the time,
+  they fill the queue of a reader that asks seldom, and the next state is dropped. So a reader says by `knocking` when
+  it needs them.
 - A writer that was killed leaves its contact file, and a reader that finds it fails at once.
+- `blocks_info` gives the least and the largest value of a uint8 variable as characters, which are no text: it raises.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coupler.errors import LinkError
+from coupler.errors import CouplerError, LinkError
 
 TYPES = {"float": "<f4", "double": "<f8", "int32_t": "<i4", "int64_t": "<i8", "uint8_t": "|u1"}
 """NumPy type strings of the types that variables have."""
@@ -40,6 +47,7 @@ OURS = {
     "rendezvousreadercount": "0: the solver does not wait for readers",
     "opentimeoutsecs": "set by the coupler",
 }
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 HURRIED_STEPS = 64
 """Steps at which new sockets are looked for; later at every so many-th."""
 
@@ -53,7 +61,7 @@ def available(mpi: bool = False) -> str:
     try:
         adios2 = adios2_module()
     except ImportError as error:
-        return f'adios2 cannot be imported ({error}); pip install "coupler[adios]"'
+        return f"adios2 cannot be imported ({error}); pip install 'coupler[adios]'"
     if not adios2.__version__.startswith("2."):
         return f"adios2 is {adios2.__version__}, and this release knows 2.x; pip install 'adios2<3'"
     if mpi and not adios2.is_built_with_mpi:
@@ -74,6 +82,51 @@ def refused(parameters: Mapping[str, str]) -> list[str]:
             f"bulk.adios.QueueLimit is {queue}; it must exceed ReserveQueueLimit = {reserve}, which it includes"
         )
     return found
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Makes a LinkError of whatever the bindings raise: a stream may fail, but ends no process.
+
+    They raise what was thrown in C++, as many types, and what they cannot turn into Python.
+    """
+    try:
+        yield
+    except CouplerError:
+        raise
+    except Exception as error:
+        lines = _COLOUR.sub("", str(error)).strip().splitlines()
+        said = lines[-1].rpartition(" : ")[2] if lines else ""
+        raise LinkError(f"{what}: {type(error).__name__}: {said}") from error
+
+
+@contextmanager
+def knocking(path: Path) -> Iterator[None]:
+    """Tells the writer of a stream, while it lasts, that a reader waits for it to come by.
+
+    It is the content of a file that tells, not whether there is one: a network file system shows that sooner.
+    """
+    knock = os.open(knock_file(path), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(knock, secrets.token_hex(8).encode(), 0)
+        os.fsync(knock)
+        yield
+    finally:
+        os.ftruncate(knock, 0)
+        os.close(knock)
+
+
+def knocked(path: Path) -> bytes:
+    """What the reader wrote that waits for the writer of a stream to come by, each its own; nothing when none waits."""
+    try:
+        return knock_file(path).read_bytes()
+    except FileNotFoundError:  # the folder is gone, and nobody comes any more
+        return b""
+
+
+def knock_file(path: Path) -> Path:
+    """Where a reader knocks. The writer makes it before there is a stream to open, and removes it."""
+    return path.with_name(f"{path.name}.knock")
 
 
 class Sockets:
@@ -121,11 +174,12 @@ def engine_io(name: str, parameters: Mapping[str, str], comm: Any) -> Any:
     if reason := available(mpi=comm is not None):
         raise LinkError(reason)
     adios2 = adios2_module()
-    adios = adios2.Adios() if comm is None else adios2.Adios(comm)
-    io = adios.declare_io(name)
-    io.owner = adios  # it would end with its last reference, and the IO with it
-    io.set_engine("SST")
-    io.set_parameters({**DEFAULTS, **parameters})
+    with telling(f"the stream {name} cannot be opened"):
+        adios = adios2.Adios() if comm is None else adios2.Adios(comm)
+        io = adios.declare_io(name)
+        io.owner = adios  # it would end with its last reference, and the IO with it
+        io.set_engine("SST")
+        io.set_parameters({**DEFAULTS, **parameters})
     return io
 
 
@@ -137,7 +191,5 @@ def open_engine(io: Any, path: Path, mode: str, comm: Any) -> Any:
     """
     from adios2.bindings import Mode
 
-    try:
+    with telling(f"the stream {path.name} cannot be opened"):
         return io.open(str(path), getattr(Mode, mode), *([] if comm is None else [comm]))
-    except (RuntimeError, ValueError) as error:
-        raise LinkError(f"the stream {path.name} cannot be opened: {str(error).strip().splitlines()[-1]}") from error

@@ -8,7 +8,6 @@ returns, so a recording that was cut short by a kill can be read up to its last 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import TYPES, adios2_module
+from coupler.bulks.adios_engine import TYPES, adios2_module, available
 from coupler.errors import PluginError, SchemaMismatch
 from schemas.fields import Array, FieldSpec, Snapshot, flaw
 
@@ -34,9 +33,8 @@ _TRAITS = ("unit", "kind", "role", "blend")
 
 def missing() -> str:
     """Why recordings cannot be written or read here, as a sentence; empty when they can."""
-    if importlib.util.find_spec("adios2") is not None:
-        return ""
-    return "recordings need the package adios2, which is not installed: pip install 'coupler[adios]'"
+    reason = available()
+    return reason and f"recordings need the package adios2: {reason}"
 
 
 class RecordWriter:

@@ -7,7 +7,8 @@ ranks of its node put in one coupling step into one step of the stream, writes i
 
     rank -> courier   length (4 bytes, little-endian), then MessagePack: first `Begin`, then `Parcel`s; the end of the
                       connection takes the rank out
-    courier -> rank   the number of each of its parcels that was written, 4 bytes, little-endian
+    courier -> rank   numbers of 4 bytes, little-endian: that of each of its parcels that was written; before them
+                      `OPENED`, once there is a stream; or `FAILED`, and why as text
 
 It ends when the last rank has left.
 """
@@ -28,17 +29,27 @@ import msgspec
 
 from coupler.bulks.adios import AdiosWriter, Part
 from coupler.bulks.shared import RingReader
+from coupler.errors import LinkError
 from schemas import wire
-from schemas.fields import FieldSpec
+from schemas.fields import FieldSpec, undeclared
 from schemas.messages import BlockEntry
 
-IDLE_S = 0.02
-"""With nothing to write, the courier comes by this often, for readers that are opening the stream."""
+IDLE_S, LONGEST_IDLE_S = 0.02, 0.5
+"""With nothing to write, the courier looks this often whether a reader is opening the stream; later less often."""
+KNOCKED_S = (0.1, 0.3, 0.7, 1.5, 3.1, 6.3)
+"""So long after such a reader came, it comes by. SST takes a tenth of a second, on a busy machine more, and the reserve
+holds what the reader came for while no more than three empty steps follow."""
+HOLD_S = 1.0
+"""States wait so long for a reader that opens the stream: written, they would push each other out of the reserve."""
+REMINDERS_S = (1.0, 3.0, 9.0, 27.0)
+"""So long after a step with something in it, it comes by unasked, if there was a reader: one that is behind a dropped
+step waits for the next."""
 LATE_S = 0.005
 """How long a rank's parcel waits for those of the others. What comes later goes in a step of its own."""
 LEAVE_S = 2.0
 """How long a courier may take to end its stream before it is killed."""
 HEAD_BYTES = 4
+OPENED, FAILED = -1, -2
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True):
@@ -79,12 +90,14 @@ class Member:
         begin: How it introduced itself; None before it has.
         parcels: What it put and was not written yet, each with the time at which it came.
         gone: Whether the connection has ended.
+        opened: Whether it knows that there is a stream.
     """
 
     line: socket.socket
     begin: Begin | None = None
     parcels: deque[tuple[float, Parcel]] = field(default_factory=deque)
     gone: bool = False
+    opened: bool = False
     _unread: bytearray = field(default_factory=bytearray)
 
     def hear(self, now: float) -> None:
@@ -103,10 +116,10 @@ class Member:
             else:
                 self.parcels.append((now, msgspec.msgpack.decode(body, type=Parcel)))
 
-    def told(self, number: int) -> None:
-        """Says that a parcel was written, unless the rank is gone or does not listen: a later one says it too."""
+    def told(self, number: int, why: str = "") -> None:
+        """Says a number, unless the rank is gone or does not listen: a later one says it too."""
         with suppress(OSError):
-            self.line.send(number.to_bytes(4, "little"))
+            self.line.send(number.to_bytes(4, "little", signed=True) + why.encode())
 
     def _next(self) -> bytes | None:
         size = int.from_bytes(self._unread[:HEAD_BYTES], "little")
@@ -144,32 +157,63 @@ class Courier:
         self._rings = RingReader(folder, writable=True)  # ADIOS2 takes no arrays that are read-only
         self._members: list[Member] = []
         self._writer: AdiosWriter | None = None
+        self._idle_s, self._hold_until = IDLE_S, 0.0
+        self._knock, self._is_read, self._was_read = b"", False, False
+        self._visits: list[float] = []
         self._selector = selectors.DefaultSelector()
         listening.setblocking(False)
         self._selector.register(listening, selectors.EVENT_READ)
 
     def carry(self) -> None:
-        """Carries until the last rank has left."""
+        """Carries until the last rank has left.
+
+        Raises:
+            LinkError: The stream fails. The ranks were told why.
+        """
+        try:
+            self._carry()
+        except LinkError as error:
+            for member in self._members:
+                member.told(FAILED, str(error))
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, LEAVE_S)  # it ends a process that hangs, also in C
+        if self._writer is not None:
+            self._writer.close()
+
+    def _carry(self) -> None:
         came = False
         while self._members or not came:
             heard = self._hear()
             came = came or bool(self._members)
-            while ready := due(self._members, time.monotonic()):
+            if self._writer is not None and (self._holds() or not heard):
+                self._come_by(self._writer, time.monotonic())
+            while not self._holds() and (ready := due(self._members, time.monotonic())):
                 self._write(ready)
-            if not heard and self._writer is not None:
-                self._writer.come_by()
             for member in [m for m in self._members if m.gone and not m.parcels]:
                 self._selector.unregister(member.line)
                 member.line.close()
                 self._members.remove(member)
-        if self._writer is not None:
-            signal.setitimer(signal.ITIMER_REAL, LEAVE_S)  # it ends a process that hangs, also in C
-            self._writer.close()
+
+    def _holds(self) -> bool:
+        return time.monotonic() < self._hold_until
+
+    def _come_by(self, writer: AdiosWriter, now: float) -> None:
+        """Only for readers that need it, since it takes room in the queue from what holds something."""
+        knock = writer.wanted()
+        self._idle_s = IDLE_S if knock else min(1.1 * self._idle_s, LONGEST_IDLE_S)
+        if knock != self._knock:
+            self._knock, self._is_read, self._was_read = knock, not knock, True
+            self._visits = [now + later for later in (KNOCKED_S if knock else REMINDERS_S)]
+            self._hold_until = now + HOLD_S if knock else 0.0
+        if self._visits and now > self._visits[0]:
+            self._visits.pop(0)
+            writer.come_by()
 
     def _hear(self) -> bool:
         """Takes in what comes; whether anything did, or is still waiting for others."""
         waiting = any(member.parcels for member in self._members)
-        events = self._selector.select(LATE_S if waiting else IDLE_S)
+        events = self._selector.select(LATE_S if waiting else self._idle_s)
         for key, _ in events:
             if key.fileobj is self._listening:
                 self._admit()
@@ -185,8 +229,12 @@ class Courier:
         self._selector.register(line, selectors.EVENT_READ, self._members[-1])
 
     def _open(self, member: Member) -> None:
-        if self._writer is None and member.begin is not None:
+        if member.begin is None or member.opened:
+            return
+        if self._writer is None:
             self._writer = AdiosWriter(self._path, member.begin.fields, member.begin.parameters)
+        member.told(OPENED)
+        member.opened = True
 
     def _write(self, ready: list[Member]) -> None:
         assert self._writer is not None
@@ -197,6 +245,8 @@ class Courier:
             written.append((member, parcel.number))
             try:
                 blocks = wire.blocks_of(parcel.table, fetch=self._rings.fetch)
+                if sentence := undeclared({spec.name: spec for spec in member.begin.fields}, blocks):
+                    raise wire.WireError(f"At step {parcel.step}, {sentence}.")
             except wire.WireError as error:  # the others' parts go on; the server misses this one and says so
                 sys.stderr.write(f"A part of the stream {self._path.name} is lost: {error}\n")
                 continue
@@ -205,13 +255,20 @@ class Courier:
             self._writer.put_parts(parcel.step, parcel.time, parts)
         for member, number in written:
             member.told(number)
+        now = time.monotonic()
+        self._idle_s, self._visits = IDLE_S, [now + later for later in REMINDERS_S if self._was_read]
+        if not self._is_read:
+            self._is_read, self._hold_until = True, now + HOLD_S
 
 
 def main(listening: int, path: Path, folder: Path) -> None:
     """Carries for the ranks that come at a listening socket, given by its file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's; the end of the connections is ours
     with socket.socket(fileno=listening) as at:
-        Courier(at, path, folder).carry()
+        try:
+            Courier(at, path, folder).carry()
+        except LinkError as error:
+            sys.exit(f"The courier of {path.name} ends: {error}.")
 
 
 if __name__ == "__main__":

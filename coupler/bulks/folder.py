@@ -6,6 +6,7 @@ may have its own) shows at the handshake: HELLO carries the token that the clien
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ MEMORY = Path("/dev/shm")
 TOKEN = "token"
 OWNER = "owner"
 PREFIX = "coupler-"
+LEAST_BYTES = 1 << 20
+"""Shared memory with less room is as good as none."""
 
 
 def memory() -> Path:
@@ -27,10 +30,10 @@ def memory() -> Path:
     return MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
 
 
-def free_bytes() -> int:
-    """Bytes of shared memory that are free now."""
-    room = os.statvfs(memory())
-    return room.f_bavail * room.f_frsize
+def free_bytes(where: Path | None = None) -> int:
+    """Bytes that can be had now, of shared memory or where a folder lies; none where nothing can be written."""
+    room = os.statvfs(where or memory())
+    return 0 if room.f_flag & os.ST_RDONLY else room.f_bavail * room.f_frsize
 
 
 def shared_folder(run_folder: Path) -> Path:
@@ -43,23 +46,34 @@ def make(folder: Path) -> str:
     """Makes the folder (mode 0700) and its token, unless they are there; gives the token.
 
     Raises:
-        LinkError: It belongs to somebody else, or cannot be made.
+        LinkError: It belongs to somebody else, or cannot be made; then nothing of it is left.
     """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             raise LinkError(f"{folder} belongs to another user; remove it")
         fresh = folder / f"{TOKEN}.{os.getpid()}"
-        fresh.write_text(secrets.token_hex(16))
         try:
+            fresh.write_text(secrets.token_hex(16))
             os.link(fresh, folder / TOKEN)  # whole from the first moment, and only once
         except FileExistsError:
             pass
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
         return (folder / TOKEN).read_text()
     except OSError as error:
+        with contextlib.suppress(OSError):  # in use by others, or not there
+            folder.rmdir()
         raise LinkError(f"{folder} cannot be used for shared memory: {error.strerror}") from error
+
+
+def usable(folder: Path) -> bool:
+    """Makes a folder in shared memory, unless that cannot be used or has no room worth the name."""
+    try:
+        make(folder)
+    except LinkError:
+        return False
+    return free_bytes() >= LEAST_BYTES
 
 
 def own(folder: Path) -> None:
@@ -69,7 +83,11 @@ def own(folder: Path) -> None:
         LinkError: As `make`.
     """
     make(folder)
-    (folder / OWNER).write_text(f"{os.getpid()} {_started(os.getpid())}")
+    try:
+        (folder / OWNER).write_text(f"{os.getpid()} {_started(os.getpid())}")
+    except OSError as error:
+        remove(folder)  # nobody else has come yet
+        raise LinkError(f"{folder} cannot be used for shared memory: {error.strerror}") from error
 
 
 def leave(folder: Path) -> None:

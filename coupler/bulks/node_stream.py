@@ -12,12 +12,14 @@ import secrets
 import socket
 import subprocess
 import sys
+import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from coupler.bulks.courier import LEAVE_S, Begin, Parcel, framed
-from coupler.bulks.ring import needed
+from coupler.bulks.adios_engine import knock_file
+from coupler.bulks.courier import FAILED, HEAD_BYTES, LEAVE_S, OPENED, Begin, Parcel, framed
+from coupler.bulks.growing import GrowingRing
 from coupler.bulks.shared import RingFile
 from coupler.errors import LinkError
 from schemas import wire
@@ -27,13 +29,18 @@ from schemas.messages import Place
 SLOTS = 12
 UNWRITTEN_BYTES = 1 << 16
 """Descriptors that may wait for room in the socket."""
+BUSY_S, SILENT_S, START_S, LOOK_S = 0.2, 10.0, 60.0, 1.0
+"""A courier that says nothing for so long gets no more states: by then the server has given up the last one. Later it
+is given up itself; while it starts, later still. A pause between two looks counts as `LOOK_S` at most: a whole job may
+be stopped and go on."""
 SUFFIX = ".courier"
+READ_BYTES = 1 << 12
 MOST_RANKS = 1024
 """Ranks that may come at once."""
 
 
 class Crowded(LinkError):
-    """The courier does not keep up: this state must go another way."""
+    """The courier does not keep up, or has no stream yet: this state must go another way."""
 
 
 class NodeStream:
@@ -42,6 +49,7 @@ class NodeStream:
     Attributes:
         name: Name of the stream.
         process: The courier, where this rank started it.
+        opened: Whether there is a stream. Before that, no state is given to it.
     """
 
     def __init__(
@@ -59,10 +67,12 @@ class NodeStream:
         Raises:
             LinkError: There is no courier and none can be started.
         """
-        self._folder, self._stem = folder, stem
-        self._file: RingFile | None = None
-        self._number = 0
-        self._unwritten = bytearray()
+        self._folder, self._contacts = folder, contacts
+        self._ring = GrowingRing(lambda capacity: RingFile(folder, stem, capacity, SLOTS))
+        self._number = self._told = 0
+        self._unwritten, self._unread = bytearray(), bytearray()
+        self.opened = False
+        self._silent_s, self._looked = 0.0, clock.monotonic()
         self.process: subprocess.Popen[bytes] | None = None
         self._line = socket.socket(socket.AF_UNIX)
         self._line.setblocking(False)
@@ -79,21 +89,16 @@ class NodeStream:
         """Gives Blocks to the courier; the place where the server finds them.
 
         Raises:
-            Crowded: All slots are in use.
-            LinkError: The courier has ended, or there is no shared memory.
+            Crowded: All slots are in use, or the courier is busy, or has no stream yet.
+            LinkError: The courier has ended or stopped, or there is no shared memory.
         """
-        self._listen()
-        if self._file is None or not self._file.ring.fits(blocks):
-            if self._file is not None:
-                self._file.close()  # what is under way in it can still be read: the courier has mapped it
-            self._file = RingFile(self._folder, self._stem, needed(blocks), SLOTS)
-        ring = self._file.ring
-        found = ring.put(blocks)
-        if found is None or len(self._unwritten) > UNWRITTEN_BYTES:
-            if found is not None:
-                ring.undo(found[0])
+        self._look()
+        if not self.opened:
+            raise Crowded(f"the courier of {self.name} has no stream yet")
+        room = self._silent_s <= BUSY_S and len(self._unwritten) <= UNWRITTEN_BYTES
+        if not room or (found := self._ring.put(blocks)) is None:
             raise Crowded(f"the courier of {self.name} does not keep up")
-        slot, places = found
+        ring, slot, places = found
         table = tuple(wire.entry(name, blocks[name], place) for name, place in places.items())
         self._say(framed(Parcel(self._number, step, time, table)))
         ring.sent(slot, self._number)
@@ -110,8 +115,9 @@ class NodeStream:
                 self.process.kill()
                 self.process.wait()
             (self._folder / f"{self.name}{SUFFIX}").unlink(missing_ok=True)
-        if self._file is not None:
-            self._file.close()
+            for left in (knock_file(self._contacts / self.name), self._contacts / f"{self.name}.sst"):
+                left.unlink(missing_ok=True)  # by a courier that was killed
+        self._ring.close()
 
     def _join(self) -> str:
         """Connects to the courier of this node; the name of its stream, none when there is no courier."""
@@ -148,21 +154,55 @@ class NodeStream:
         except BlockingIOError:
             return
         except OSError as error:
-            raise LinkError(f"the courier of {self.name} has ended{self._code()}") from error
+            self._listen()  # it may have said why
+            raise self._ended() from error
 
-    def _code(self) -> str:
-        code = self.process.poll() if self.process is not None else None
-        return "" if code is None else f" with code {code}"
+    def _look(self) -> None:
+        """Sees what the courier has done since.
 
-    def _listen(self) -> None:
-        """Frees the slots of what was written."""
+        Raises:
+            LinkError: It has ended, or does nothing any more.
+        """
+        heard = self._listen()
         self._write()
+        now = clock.monotonic()
+        owes = not self.opened or self._told < self._number
+        self._silent_s = self._silent_s + min(now - self._looked, LOOK_S) if owes and not heard else 0.0
+        self._looked = now
+        if self._silent_s > (SILENT_S if self.opened else START_S):
+            raise LinkError(f"the courier of {self.name} has done nothing for {self._silent_s:.0f} s")
+
+    def _listen(self) -> bool:
+        """Takes in what the courier says, and frees the slots of what was written; whether it said anything.
+
+        Raises:
+            LinkError: It has ended.
+        """
         try:
-            said = self._line.recv(4 * SLOTS)
-        except (BlockingIOError, ConnectionError):  # `_say` finds out that it has ended
-            return
-        if said and self._file is not None:
-            self._file.ring.free(int.from_bytes(said[-4:], "little"))
+            said = self._line.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
+        except ConnectionError as error:
+            raise self._ended() from error
+        self._unread += said
+        while len(self._unread) >= HEAD_BYTES and (number := _number(self._unread)) != FAILED:
+            del self._unread[:HEAD_BYTES]
+            self.opened = self.opened or number == OPENED
+            self._told = number + 1
+            self._ring.free(number)
+        if not said or self._unread:
+            raise self._ended()
+        return True
+
+    def _ended(self) -> LinkError:
+        code = self.process.poll() if self.process is not None else None
+        why = self._unread[HEAD_BYTES:].decode(errors="replace")
+        told = f": {why}" if why else "" if code is None else f" with code {code}"
+        return LinkError(f"the courier of {self.name} has ended{told}")
+
+
+def _number(said: bytearray) -> int:
+    return int.from_bytes(said[:HEAD_BYTES], "little", signed=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from schemas.fields import Block, FieldSpec
 from schemas.messages import BlockEntry
 from schemas.wire import Frame, WireError, raw
 
+log = logging.getLogger("coupler.bulk")
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 OPEN_S = 10.0
 """How long a node may take to its next step, where a stream is opened; see `coupler.bulks.adios`."""
@@ -96,7 +98,10 @@ class Streams:
     def close(self) -> None:
         """Leaves all streams."""
         for reader in self._readers.values():
-            reader.close()
+            try:
+                reader.close()
+            except LinkError as error:  # the run ends, and the other streams are to be left too
+                log.warning("%s", error)
         self._readers.clear()
 
     def _read(self, name: str, member: int, number: int) -> Mapping[str, Block]:

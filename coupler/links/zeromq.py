@@ -3,7 +3,12 @@
 What libzmq does not promise is promised here or denied here:
 
 - A message goes whole to a peer that is connected now and has room, or `send` says False. A True still means only
-  "taken": what sits in a queue or on the wire when a peer dies is lost, and the layer above resends or gives up.
+  "taken": what sits in a queue or on the wire when a peer dies is lost, or reaches the peer that comes in its place,
+  whose epoch fences it off. The layer above resends or gives up.
+- What has arrived can be read, also when its sender has gone meanwhile: a last word (acknowledgement, Halt) waits for
+  a peer that is busy. So libzmq's option `immediate`, which would let it say by itself whether there is a connection,
+  is not for the connecting side: with it, the end of a connection throws away what nobody has read. The connecting
+  side has libzmq tell it when connections begin and end.
 - `send` copies, so the caller may change its arrays at once. Copying costs no more than the alternatives up to
   30 MB a frame (`benchmarks/links.py`): zero copy without waiting would let the solver overwrite a frame under way,
   waiting for libzmq to let go takes longer than the copy, and a staging buffer copies as well. What nobody changes
@@ -27,6 +32,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -47,6 +53,7 @@ from coupler.links.security import (
 # Plain integers: combining pyzmq's enums costs more than a system call.
 _DONTWAIT, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT) | int(zmq.SNDMORE)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_CONNECTED, _DISCONNECTED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED), int(zmq.EVENT_DISCONNECTED)
 IDENTITY_BYTES = 255
 """Longest peer identity (ZMTP 3.1)."""
 
@@ -260,6 +267,8 @@ class ZmqListener(ZmqLink):
 class ZmqConnection(ZmqLink):
     """The connecting side: a DEALER. Connects again by itself; between connections `send` says False."""
 
+    _NEWS = "inproc://news"
+
     def __init__(self, address: str, identity: bytes, limits: LinkLimits, keys: ClientKeys | None) -> None:
         """See `connect`."""
         if not 1 <= len(identity) <= IDENTITY_BYTES or identity[0] == 0:
@@ -269,9 +278,13 @@ class ZmqConnection(ZmqLink):
         target = connect_address(address, encrypted=keys is not None)
         super().__init__(zmq.DEALER, limits)
         self.address = target
+        self._connected = False
+        self._news = self._context.socket(zmq.PAIR)
+        self._news.linger = self._news.rcvhwm = 0  # no bound: libzmq's own thread would wait for room
         try:
             self._socket.identity = identity
-            self._socket.immediate = True
+            self._socket.monitor(self._NEWS, _CONNECTED | _DISCONNECTED)
+            self._news.connect(self._NEWS)
             self._socket.reconnect_ivl = max(1, round(limits.reconnect_s * 1000))
             self._socket.reconnect_ivl_max = round(limits.reconnect_max_s * 1000)
             if keys is not None:
@@ -282,15 +295,31 @@ class ZmqConnection(ZmqLink):
             self.close()
             raise LinkError(f"cannot connect to {address}: {error.strerror}") from error
 
+    @property
+    def connected(self) -> bool:
+        """Whether the listener is there, as far as this side has heard."""
+        while int(self._news.get(_EVENTS)) & _POLLIN:
+            event, _ = self._news.recv_multipart(_DONTWAIT)
+            self._connected = int.from_bytes(event[:2], sys.byteorder) == _CONNECTED
+        return self._connected
+
     def send(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002 - one peer only, as the contract says
         """See `Link.send`."""
         self._check(frames)
-        return self._put(frames, copy=True)
+        return self.connected and self._put(frames, copy=True)
 
     def send_in_place(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002
         """See `Link`."""
         self._check(frames)
-        return self._put(frames, copy=False)
+        return self.connected and self._put(frames, copy=False)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """See `ZmqLink.close`. Waits for nobody where there is no connection."""
+        if not self._closed and os.getpid() == self._pid:
+            linger_s = linger_s if self.connected else 0.0
+            self._socket.monitor(None, 0)  # before its other end goes, for which libzmq's thread would wait
+            self._news.close()
+        super().close(linger_s)
 
     def _take(self) -> tuple[bytes, list[memoryview]] | None:
         while self._is_here():

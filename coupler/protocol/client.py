@@ -22,8 +22,11 @@ from typing import Literal
 import msgspec
 
 from schemas.fields import Block, Snapshot
-from schemas.messages import Ack, Action, Advice, BlockEntry, Bye, Hello, Message, Refusal, Stamp, Welcome
+from schemas.messages import LOST_TOLD, Ack, Action, Advice, BlockEntry, Bye, Hello, Message, Refusal, Stamp, Welcome
 
+LOST, UNUSABLE = "lost on the way", "could not be assembled"
+KEPT_ADMITTED = 4 * LOST_TOLD
+"""Newest admitted samples that are remembered: other ranks' parts of their states may be found wrong later."""
 KEPT_DECISIONS = 4
 """Decisions kept until all ranks have them; older ones cannot be agreed on any more."""
 
@@ -34,7 +37,8 @@ class Books:
 
     Attributes:
         produced: Samples that the drop policy let through or dropped.
-        admitted: Samples that the server acknowledged.
+        admitted: Samples that the server acknowledged; less those of which it says later that their state could not be
+            assembled, which are dropped.
         sent: Samples handed to the link, per seq, not yet acknowledged.
         dropped: Samples by reason.
     """
@@ -85,6 +89,7 @@ class ClientProtocol:
         self._credit = 0
         self._waiting_since = math.nan
         self._hello_sent = -math.inf
+        self._admitted: dict[int, None] = {}  # seqs of the newest admitted samples, in order
         self._decisions: dict[int, tuple[Advice, Mapping[str, Block]]] = {}
         self._forgotten = -1
 
@@ -192,6 +197,7 @@ class ClientProtocol:
         self.near = welcome.near
         self._seq = self._received = self.durable = 0
         self._decisions.clear()
+        self._admitted.clear()
         self._waiting_since = math.nan
 
     def _acknowledged(self, ack: Ack) -> None:
@@ -202,8 +208,16 @@ class ClientProtocol:
         self._credit = ack.credit
         if lost := self.books.sent.intersection(ack.lost):
             self.books.sent -= lost
-            self.books.dropped["lost on the way"] += len(lost)
+            self.books.dropped[LOST] += len(lost)
         done = {seq for seq in self.books.sent if seq <= self._received}
         self.books.sent -= done
         self.books.admitted += len(done)
+        self._admitted.update(dict.fromkeys(sorted(done)))
+        while len(self._admitted) > KEPT_ADMITTED:
+            del self._admitted[next(iter(self._admitted))]
+        if unusable := {-seq for seq in ack.lost if -seq in self._admitted}:
+            for seq in unusable:
+                del self._admitted[seq]
+            self.books.admitted -= len(unusable)
+            self.books.dropped[UNUSABLE] += len(unusable)
         self._waiting_since = math.nan

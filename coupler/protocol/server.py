@@ -3,7 +3,8 @@
 A stream is (run, rank). Its epoch rises with every HELLO of a newcomer; messages of another epoch are fenced off. A
 seq at or below the watermark is a duplicate and ignored; a gap is counted as lost (by the link, or damaged) and passed
 over. A HELLO again of one who has only heard nothing for a while leaves the epoch; what it sent and has not come is
-lost.
+lost. A message that came, but whose state cannot be assembled, is named among the lost ones with a minus sign: the link
+is not to blame, and its sender counts it under another name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Stream:
         lost: Messages that never came or were damaged.
         duplicates: Messages that came again.
         fenced: Messages of another epoch.
-        newly_lost: Seqs of the newest lost messages.
+        newly_lost: Seqs of the newest lost messages; negative for those that came, but whose state cannot be assembled.
     """
 
     peer: bytes
@@ -58,16 +59,25 @@ class ServerProtocol:
         self.credit = credit
         self._run, self._tasks, self._token = run, tasks, token
         self._epoch = first_epoch - 1
+        self._turned_away: dict[bytes, bool] = {}  # peers that were refused and are still there: are they of this run?
+        self._left = False  # whether one of this run has gone
 
     @property
     def complete(self) -> bool:
         """Whether every rank of the simulation has said HELLO."""
         return self.agreed is not None and len(self.streams) == self.agreed.ranks
 
+    @property
+    def deserted(self) -> bool:
+        """Whether every rank of this run that came was refused, and has left."""
+        return self._left and not self.streams and not any(self._turned_away.values())
+
     def hello(self, peer: bytes, hello: Hello) -> Welcome | Refusal:
         """Takes a HELLO and answers it."""
         if problem := self._problem(hello):
+            self._turned_away[peer] = hello.run == self._run
             return Refusal(problem)
+        self._turned_away.pop(peer, None)
         if self.agreed is None:
             self.agreed = hello
         stream = self.streams.get(hello.rank)
@@ -106,8 +116,19 @@ class ServerProtocol:
         stream.newly_lost.append(stamp.seq)
         return True
 
+    def spoil(self, stamp: Stamp) -> None:
+        """A message that was admitted is of a state that cannot be assembled: its sender learns that."""
+        stream = self.streams.get(stamp.rank)
+        if stream is None or stream.epoch != stamp.epoch or {stamp.seq, -stamp.seq} & {*stream.newly_lost}:
+            return
+        stream.newly_lost.append(-stamp.seq)
+
     def farewell(self, peer: bytes, bye: Bye) -> bool:
-        """Whether a farewell comes from the one who holds the stream now."""
+        """Whether a farewell comes from the one who holds the stream now; those who were refused say it too."""
+        ours = self._turned_away.pop(peer, None)
+        self._left = self._left or ours is True
+        if ours is False:  # a stranger, who may bear the name of one that is here
+            return False
         stream = self.streams.get(bye.rank)
         # The epoch does not matter: a HELLO of the same peer may have crossed its last Welcome.
         return stream is not None and stream.peer == peer

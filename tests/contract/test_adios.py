@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coupler.bulks import adios_engine as adios
-from coupler.bulks.node_stream import SLOTS, SUFFIX, Crowded, NodeStream
 from coupler.errors import LinkError
-from schemas.messages import Place
 
 sys.path.insert(0, str(Path(__file__).parent))
-from adios_peer import FIELDS, blocks, part, told
+from adios_peer import Peer, blocks, told
 
 pytestmark = pytest.mark.skipif(bool(adios.available()), reason=adios.available() or "-")
-SCRIPT = Path(__file__).with_name("adios_peer.py")
-PATIENCE_S = 30.0
-
-
-class Peer:
-    """One side of a stream."""
-
-    def __init__(self, role: str, folder: Path, name: str = "stream") -> None:
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
-        command = [sys.executable, str(SCRIPT), role, str(folder / name)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-
-    def ask(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def has_said(self, timeout_s: float = 0.0) -> bool:
-        return bool(select.select([self.process.stdout], [], [], timeout_s)[0])
-
-    def hear(self) -> Any:
-        assert self.has_said(PATIENCE_S), "it hangs"
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline() or "null")
-
-    def do(self, line: str) -> Any:
-        self.ask(line)
-        return self.hear()
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
@@ -110,125 +69,6 @@ def test_what_the_queue_dropped_is_told(pair: tuple[Peer, Peer]) -> None:
     assert kept[-1] == 30  # the stream goes on
 
 
-@contextmanager
-def streams(folder: Path, ranks: int = 1) -> Iterator[list[NodeStream]]:
-    """The ways of some ranks into the stream of their node. Nothing of them is left."""
-    made = [NodeStream(folder, FIELDS, {}, folder, f"rank-{rank}") for rank in range(ranks)]
-    try:
-        yield made
-    finally:
-        for stream in reversed(made):  # the one that started the courier waits for the others
-            stream.close()
-    left = {path.name for path in folder.iterdir()}
-    assert left <= {f"{made[0].name}.sst"}  # a courier that is killed leaves its contact file
-
-
-def pid_of(stream: NodeStream) -> int:
-    assert stream.process is not None
-    return stream.process.pid
-
-
-def fetch(reader: Peer, place: Place, timeout_s: float = 10.0) -> Any:
-    return reader.do(f"fetch {place.generation} {timeout_s} {place.slot}")
-
-
-def test_ranks_of_a_node_share_a_stream_and_a_step(tmp_path: Path) -> None:
-    with streams(tmp_path, 3) as ranks:
-        assert len({stream.name for stream in ranks}) == 1
-        assert [stream.process is not None for stream in ranks] == [True, False, False]
-        reader = Peer("read", tmp_path, ranks[0].name)
-        try:
-            assert reader.hear() == "open"
-            steps = []
-            for step in range(1, 9):
-                places = [stream.put(step, 0.5 * step, part(rank, step)) for rank, stream in enumerate(ranks)]
-                for rank in (2, 0, 1):  # in whatever order their messages come
-                    assert fetch(reader, places[rank]) == told(part(rank, step)), (rank, step)
-                steps.append(reader.do("steps"))
-            assert steps[-1] <= 10  # joined: twice one late rank is more than enough
-            lonely = ranks[1].put(9, 4.5, part(1, 9))  # the others are at something else
-            assert fetch(reader, lonely) == told(part(1, 9))
-            ranks[2].close()
-            last = [stream.put(10, 5.0, part(rank, 10)) for rank, stream in enumerate(ranks[:2])]
-            assert [fetch(reader, place) for place in last] == [told(part(rank, 10)) for rank in (0, 1)]
-        finally:
-            reader.end()
-
-
-def test_a_part_that_cannot_be_read_costs_nobody_else_anything(tmp_path: Path, capfd: Any) -> None:
-    with streams(tmp_path, 2) as ranks:
-        reader = Peer("read", tmp_path, ranks[0].name)
-        try:
-            assert reader.hear() == "open"
-            for file in tmp_path.glob("rank-1-*"):
-                file.unlink()
-            ranks[1].put(1, 0.0, part(1, 1))
-            for file in tmp_path.glob("rank-1-*"):  # before the courier, which waits for the other, has mapped it
-                file.unlink()
-            place = ranks[0].put(1, 0.0, part(0, 1))
-            assert fetch(reader, place) == told(part(0, 1))
-        finally:
-            reader.end()
-    assert "A part of the stream" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_reader_that_dies_or_stops_does_not_hold_the_rank(tmp_path: Path, how: signal.Signals) -> None:
-    with streams(tmp_path) as [stream]:
-        reader = Peer("read", tmp_path, stream.name)
-        try:
-            assert reader.hear() == "open"  # the courier comes by when it has nothing to do
-            assert isinstance(fetch(reader, stream.put(0, 0.0, blocks(0))), dict)
-            reader.process.send_signal(how)
-            for step in range(1, 60):
-                with suppress(Crowded):
-                    stream.put(step, 0.0, blocks(step))
-        finally:
-            stream.close()
-            reader.end()
-
-
-def test_a_courier_that_is_killed_is_told_and_another_takes_its_place(tmp_path: Path) -> None:
-    with streams(tmp_path, 2) as [first, second]:
-        first.put(0, 0.0, blocks(0))
-        os.kill(pid_of(first), signal.SIGKILL)
-        os.waitid(os.P_PID, pid_of(first), os.WEXITED | os.WNOWAIT)
-        with pytest.raises(LinkError, match="has ended with code -9"):
-            first.put(1, 0.0, blocks(1))
-        with pytest.raises(LinkError, match=r"has ended$"):
-            second.put(1, 0.0, blocks(1))
-        assert list(tmp_path.glob(f"*{SUFFIX}"))
-        third = NodeStream(tmp_path, FIELDS, {}, tmp_path, "rank-0")
-        assert third.name != first.name and len(list(tmp_path.glob(f"*{SUFFIX}"))) == 1  # the old one is swept
-        third.put(2, 0.0, blocks(2))
-        third.close()
-
-
-def test_a_courier_that_stops_is_crowded_at_last(tmp_path: Path) -> None:
-    with streams(tmp_path) as [stream]:
-        os.kill(pid_of(stream), signal.SIGSTOP)
-        numbers = [stream.put(step, 0.0, blocks(0)).generation for step in range(SLOTS)]
-        assert numbers == list(range(SLOTS))
-        with pytest.raises(Crowded, match="keep up"):
-            stream.put(SLOTS, 0.0, blocks(0))
-        os.kill(pid_of(stream), signal.SIGKILL)
-
-
-def test_a_courier_ends_with_the_last_rank_that_was_killed(tmp_path: Path) -> None:
-    ranks = [Peer("rank", tmp_path) for _ in range(2)]
-    try:
-        pids = [rank.hear() for rank in ranks]
-        [pid] = [pid for pid in pids if pid]
-        handle = os.pidfd_open(pid)
-        for rank in ranks:
-            rank.process.kill()
-        assert select.select([handle], [], [], PATIENCE_S)[0], "the courier stays"
-        os.close(handle)
-    finally:
-        for rank in ranks:
-            rank.end()
-
-
 def test_a_writer_that_is_killed_ends_the_stream(pair: tuple[Peer, Peer]) -> None:
     writer, reader = pair
     assert isinstance(reader.do(f"fetch {writer.do('put 0')} 10"), dict)
@@ -268,3 +108,19 @@ def test_parameters_that_would_stop_the_solver_are_refused(parameters: dict[str,
     [sentence] = adios.refused(parameters)
     assert word in sentence and next(iter(parameters)) in sentence
     assert not adios.refused({"DataTransport": "WAN", "QueueLimit": "40"})
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), IndexError("stoi")]
+)
+def test_whatever_the_bindings_raise_fails_the_stream_alone(error: Exception) -> None:
+    with (
+        pytest.raises(LinkError, match=f"the stream x cannot be read: {type(error).__name__}: .*(invalid|stoi)"),
+        adios.telling("the stream x cannot be read"),
+    ):
+        raise error
+    coloured = '\x1b[1;36m[Sat Nov 28]\x1b[1;34m [ADIOS2 EXCEPTION]\x1b[0m <Engine> <Parse> : Unknown "zz"\x1b[0m\n'
+    with pytest.raises(LinkError, match=r'^it fails: ValueError: Unknown "zz"$'), adios.telling("it fails"):
+        raise ValueError(coloured)
+    with pytest.raises(LinkError, match=r"^already told$"), adios.telling("it fails"):
+        raise LinkError("already told")

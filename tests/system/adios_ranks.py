@@ -24,6 +24,7 @@ FIELDS = (
     FieldSpec("brick", "<f4", (8, 9, 2), "m"),
     FieldSpec("ragged", "<i4", (10,), "1"),
     FieldSpec("atoms", "<f8", (11, 3), "m", "particle"),
+    FieldSpec("mask", "|u1", (12,), "1"),
     FieldSpec("energy", "<f8", (), "J", "scalar", "observable"),
 )
 
@@ -35,11 +36,12 @@ def truth(spec: FieldSpec, step: int) -> Array:
 
 def written(rank: int, ranks: int, step: int) -> dict[str, Block]:
     """The Blocks of one writer: slabs, bricks, a decomposition with an empty rank, and particles that wander."""
-    slab, brick, ragged, atoms, energy = (truth(spec, step) for spec in FIELDS)
+    slab, brick, ragged, atoms, mask, energy = (truth(spec, step) for spec in FIELDS)
     begin, length = cut(13, ranks, rank)
     rows = 2 if ranks % 2 == 0 else ranks
     (top, high), (left, wide) = cut(8, rows, rank % rows), cut(9, ranks // rows, rank // rows)
     filled = [r for r in range(ranks) if r != 1 or ranks == 1]  # rank 1 holds nothing of it
+    left_off, long = cut(12, ranks, rank)
     low, few = cut(10, len(filled), filled.index(rank)) if rank in filled else (0, 0)
     ids = np.array([i for i in range(11) if (i + step) % ranks == rank and (step != 3 or ranks == 1 or rank)], np.int64)
     if step == 3 and ranks > 1 and rank == ranks - 1:  # what rank 0 would have held
@@ -49,6 +51,7 @@ def written(rank: int, ranks: int, step: int) -> dict[str, Block]:
         "brick": Block(brick[top : top + high, left : left + wide], (top, left, 0)),
         "ragged": Block(ragged[low : low + few].astype(">i4"), (low,)),
         "atoms": Block(atoms[ids], (), ids),
+        "mask": Block(mask[left_off : left_off + long], (left_off,)),
         "energy": Block(np.asarray(energy), ()),
     }
 

@@ -127,6 +127,8 @@ def test_courier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, nu
         run.open("two")
         result = finished(run)
     assert balanced(result.summary["samples"]) and result.summary["lost"] == []
-    assert result.summary["bulk"]["x"]["use"] == ("inline" if number == signal.SIGKILL else "adios")
-    if number == signal.SIGKILL:  # a run this short is over before a stopped courier's ring is full
-        assert result.steps_of("learned")
+    way = result.summary["bulk"]["x"]
+    if number == signal.SIGKILL:
+        assert way["use"] == "inline" and result.steps_of("learned")
+    else:  # most runs are over before a courier that stopped is given up
+        assert way["use"] == "adios" or "has done nothing" in way["why"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from recorded import NEEDS_ADIOS
 
 from coupler.bulks.bp5 import RECORDING, RecordReader, RecordWriter
 from coupler.errors import CaseError
-from launch import one_process
+from ml_servers import __main__ as servers
 from sim_clients import __main__ as client
 
 KEPT = {"output": {"record": "bp5"}}
@@ -156,7 +156,7 @@ def test_a_recorder_that_does_not_keep_up_is_told_how_much_it_missed(
 
     monkeypatch.setattr(RecordWriter, "write", slow)
     monkeypatch.setattr(client, "run", simulate_and_tell)
-    monkeypatch.setattr(one_process, "buffer_bytes", lambda _: 0)  # four slots
+    monkeypatch.setattr(servers, "buffer_bytes", lambda _: 0)  # four slots
     run = ran(tmp_path / "run", rung="threads", mode="shadow", steps=100, simulation={"pace_s": 0.002}, **KEPT)
     assert run.code == 0, run.said
     told, served = run.summary["recording"], run.summary["samples"]["server"]
@@ -186,6 +186,6 @@ def test_ranks_play_a_recording_together(tmp_path: Path) -> None:
 def test_what_the_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CaseError, match='nothing is streamed in mode "off"'):
         spec_of(tmp_path / "off", mode="off", **KEPT)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "adios2", None)
     with pytest.raises(CaseError, match=r"output.record is \"bp5\", but recordings need .* 'coupler\[adios\]'"):
         spec_of(tmp_path / "missing", mode="shadow", **KEPT)

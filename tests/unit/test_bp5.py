@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,9 +147,31 @@ def test_states_of_a_branch_that_was_left_are_marked(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_without_adios2_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(PluginError, match=r"pip install 'coupler\[adios\]'"):
+@NEEDS_ADIOS
+def test_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
+    fields = (FieldSpec("mask", "|u1", (4,), "1"), FieldSpec("flag", "|u1", (), "1", "scalar", "observable"))
+    writer = RecordWriter(tmp_path / "r.bp", fields, {})
+    for step in range(3):
+        writer.write(Snapshot.of(step, 0.0, 1.0, mask=np.full(4, 255 - step, np.uint8), flag=np.array(128, np.uint8)))
+    writer.close()
+    _, states = opened_again(tmp_path / "r.bp")
+    assert [found["mask"].tolist() for found in states] == [[255 - step] * 4 for step in range(3)]
+    assert [found["flag"] for found in states] == [128] * 3
+
+
+FAKE = SimpleNamespace(__version__="3.0.1", is_built_with_mpi=False)
+
+
+@pytest.mark.parametrize(
+    ("package", "sentence"),
+    [(None, r"cannot be imported .*pip install 'coupler\[adios\]'"), (FAKE, r"3\.0\.1, .* pip install 'adios2<3'")],
+)
+def test_without_an_adios2_that_fits_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: object, sentence: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "adios2", package)
+    assert re.search(sentence, bp5.missing())
+    with pytest.raises(PluginError, match=sentence):
         RecordWriter(tmp_path / "r.bp", FIELDS, {})
 
 

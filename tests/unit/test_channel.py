@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from coupler.bulks.node_stream import SLOTS
 from coupler.channel import LOST_IN_A_ROW, LOST_S, StreamedSeqs
 from schemas.messages import Ack
+
+
+def lose(seqs: StreamedSeqs, seq: int, now: float) -> bool:
+    seqs.sent(seq)
+    return seqs.acknowledged(Ack(1, seq, 0, 8, (seq,)), now)
 
 
 def test_a_stream_is_given_up_after_losses_that_last() -> None:
     seqs = StreamedSeqs()
     for seq in range(1, 3 * LOST_IN_A_ROW):
-        seqs.sent(seq)
-        assert not seqs.acknowledged(Ack(1, seq, 0, 8, (seq,)), now=seq * 0.01)  # many, but within a second
-    assert seqs.acknowledged(Ack(1, 3 * LOST_IN_A_ROW, 0, 8), now=LOST_S + 1.0)
+        assert not lose(seqs, seq, now=seq * 0.01)  # many, but within a second
+    assert lose(seqs, 3 * LOST_IN_A_ROW, now=LOST_S + 1.0)
+    assert not seqs.acknowledged(Ack(1, 3 * LOST_IN_A_ROW + 1, 0, 8), now=LOST_S + 2.0)  # it was said
+
+
+def test_all_that_a_courier_holds_is_enough_for_it() -> None:
+    seqs = StreamedSeqs()
+    assert [lose(seqs, seq, now=float(seq)) for seq in range(1, SLOTS + 1)].count(True) == 1
+
+
+def test_a_burst_of_losses_is_not_the_end_however_long_nothing_else_is_sent() -> None:
+    seqs = StreamedSeqs()
+    for seq in range(1, SLOTS + 1):
+        assert not lose(seqs, seq, now=seq * 0.01)
+    assert not seqs.acknowledged(Ack(1, 20, 0, 8), now=60.0)  # of states that went in frames
+    seqs.sent(21)
+    assert not seqs.acknowledged(Ack(1, 21, 0, 8), now=61.0)
 
 
 def test_a_state_that_arrives_begins_the_count_anew() -> None:

@@ -13,8 +13,7 @@ from ml_servers.budget import BURST, LOOKS
 from ml_servers.core import Sampled, Send
 from ml_servers.facts import summary
 from ml_servers.settings import CoreSettings
-from schemas.fields import Block
-from schemas.messages import Ack, Action, Advice, Bye, Refusal, Welcome
+from schemas.messages import VERSION, Ack, Action, Advice, Bye, Hello, Refusal, Welcome
 
 
 def hosted(ranks: int = 1, settings: CoreSettings = SETTINGS, **host: object) -> tuple[Host, ScriptedTask]:
@@ -408,40 +407,6 @@ def test_leases_when_the_budget_is_spent() -> None:
     assert looks == [1000 // 64] * len(LOOKS) and leases[:burst] == [1] * burst and max(leases) > BURST
 
 
-@pytest.mark.parametrize("change", [{"x": None}, {"x": Block(np.zeros(N, np.float32), (0,))}, {"force": None}])
-def test_a_state_that_does_not_fit_is_refused_with_a_sentence(change: dict[str, Block | None]) -> None:
-    host, _ = hosted()
-    blocks = {k: b for k, b in (host.blocks(0) | change).items() if b is not None}
-    host.blocks = lambda _rank: blocks  # type: ignore[method-assign]
-    [send] = host.ask()
-    assert isinstance(send, Send) and isinstance(send.message, Refusal) and next(iter(change)) in send.message.reason
-
-
-def test_a_gap_in_the_decomposition_is_refused() -> None:
-    host, _ = hosted(2)
-    whole = host.blocks
-    host.blocks = lambda rank: whole(rank) | {"x": Block(np.zeros(4), (6 * rank,))}  # type: ignore[method-assign]
-    assert host.ask(0) == []
-    [send] = host.ask(1)
-    assert isinstance(send, Send) and isinstance(send.message, Refusal) and "hold 8 values" in send.message.reason
-
-
-def test_a_time_that_is_not_finite_is_refused() -> None:
-    host, _ = hosted()
-    host.sim.time = math.nan
-    [send] = host.ask()
-    assert isinstance(send, Send) and isinstance(send.message, Refusal)
-
-
-def test_a_standing_ask_without_its_controls_is_refused() -> None:
-    host, _ = hosted()
-    until_learned(host)
-    whole = host.blocks
-    host.blocks = lambda rank: whole(rank) | {"force": Block(np.zeros(3), (0,))}  # type: ignore[method-assign]
-    [send] = host.ask()
-    assert isinstance(send, Send) and isinstance(send.message, Refusal) and "force" in send.message.reason
-
-
 def test_a_rank_that_had_heard_nothing_for_a_while_goes_on_where_it_was() -> None:
     host = Host(make_core(ScriptedTask()), ranks=2)
     host.run(3)
@@ -481,6 +446,27 @@ def test_goodbye_of_every_rank_ends_the_run_and_a_strangers_does_not() -> None:
     assert not core.all_finished  # it came back
 
 
+def test_a_run_whose_ranks_were_all_refused_is_over_when_they_have_left() -> None:
+    host = Host(make_core(ScriptedTask()), 0)
+    bad = (msgspec.structs.replace(FIELDS[0], dtype="<f2"),)
+    for rank in (0, 1):
+        [send] = host.core.handle(b"rank-%d" % rank, Hello(VERSION, "r", rank, 2, bad, {}, 0, 10, True), {})
+        assert isinstance(send, Send) and isinstance(send.message, Refusal)
+    for rank in (0, 1):
+        assert not host.core.all_finished
+        assert host.core.handle(b"rank-%d" % rank, Bye(rank, 0, 3, "finished"), {}) == []
+    assert host.core.all_finished
+
+
+def test_who_was_refused_does_not_keep_a_run_that_is_over() -> None:
+    host, _ = hosted(1)
+    assert isinstance(
+        host.core.handle(b"x", Hello(VERSION, "r", 5, 1, FIELDS, {}, 0, 10, True), {})[0].message, Refusal
+    )  # type: ignore[union-attr]
+    host.core.handle(b"rank-0", Bye(0, host.epoch[0], 3, "finished"), {})
+    assert host.core.all_finished
+
+
 def test_messages_that_clients_do_not_send_are_ignored() -> None:
     host, _ = hosted()
     assert host.core.handle(b"rank-0", Advice(action=Action.STOP), {}) == []
@@ -488,8 +474,6 @@ def test_messages_that_clients_do_not_send_are_ignored() -> None:
 
 def test_fields_that_cannot_be_used_are_refused_at_the_handshake() -> None:
     host = Host(make_core(ScriptedTask()), 0)
-    from schemas.messages import VERSION, Hello
-
     bad = (msgspec.structs.replace(FIELDS[0], dtype="|O"),)
     [send] = host.core.handle(b"a", Hello(VERSION, "r", 0, 1, bad, {}, 0, 10, True), {})
     assert isinstance(send, Send) and isinstance(send.message, Refusal) and "|O" in send.message.reason

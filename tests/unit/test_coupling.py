@@ -146,6 +146,17 @@ def test_a_refusal_is_the_reason_ever_after() -> None:
     coupling, sim = coupled(server)
     advices = go(coupling, sim, 5)
     assert "refused by the server: wrong run" in advices[-1].reason and len(server.link.sent) == 1
+    coupling.close()
+    assert isinstance(server.link.sent[-1], Bye) and server.link.closed  # the server need not wait for it
+
+
+def test_who_was_not_answered_yet_says_goodbye_too() -> None:
+    server = Server()
+    server.link.answer = lambda _message, _blocks: []
+    coupling, sim = coupled(server)
+    go(coupling, sim, 1)
+    coupling.close()
+    assert [type(message) for message in server.link.sent] == [Hello, Bye] and server.link.now == 0.0
 
 
 def test_a_learned_state_is_adopted_with_step_and_time_and_named_in_the_next_ask() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import numpy as np
 import pytest
 
+from schemas import wire
 from schemas.fields import Block, FieldSpec, Snapshot, copied, flaw, misfit, with_role
 
 CELLS = FieldSpec("u", "<f8", (4, 6), "m/s")
@@ -27,6 +31,10 @@ def ids(*values: int) -> np.ndarray:
         (ATOMS, Block(np.zeros((2, 3)), (), ids(9, 0))),
         (ATOMS, Block(np.zeros((0, 3)), (), ids())),
         (NUMBER, Block(np.array(1.0))),
+        (NUMBER, Block(np.float64(1.0))),
+        (CELLS, Block(np.zeros((2, 3)), (np.int64(2), np.int32(3)))),
+        (CELLS, Block(np.zeros((2, 3)), np.array([2, 3]))),
+        (CELLS, Block(np.zeros((2, 3)), [2, 3])),
     ],
 )
 def test_blocks_that_fit(spec: FieldSpec, block: Block) -> None:
@@ -41,7 +49,7 @@ def test_blocks_that_fit(spec: FieldSpec, block: Block) -> None:
         (CELLS, Block(np.zeros(4), (0,)), "shape (4,)"),
         (CELLS, Block(np.zeros((2, 3)), (3, 0)), "does not fit"),
         (CELLS, Block(np.zeros((2, 3)), (-1, 0)), "does not fit"),
-        (CELLS, Block(np.zeros((2, 3)), (0,)), "offset of 2 numbers"),
+        (CELLS, Block(np.zeros((2, 3)), (0,)), "offset of 2 whole numbers"),
         (CELLS, Block(np.zeros((2, 6)), (0, 0), ids(0, 1)), "has no ids"),
         (ATOMS, Block(np.zeros((2, 3)), ()), "one int64 id per row"),
         (ATOMS, Block(np.zeros((2, 3)), (), ids(1)), "one int64 id per row"),
@@ -49,7 +57,13 @@ def test_blocks_that_fit(spec: FieldSpec, block: Block) -> None:
         (ATOMS, Block(np.zeros((2, 2)), (), ids(0, 1)), "does not fit"),
         (ATOMS, Block(np.zeros((2, 3)), (), ids(0, 10)), "outside 0..9"),
         (ATOMS, Block(np.zeros((2, 3)), (), ids(-1, 1)), "outside 0..9"),
+        (ATOMS, Block(np.zeros((2, 3)), (), [0, 1]), "one int64 id per row"),
         (NUMBER, Block(np.zeros(1), (0,)), "shape (1,)"),
+        (NUMBER, Block(1.0), "needs a NumPy array of <f8, not float"),
+        (CELLS, Block([[0.0, 0.0]], (0, 0)), "needs a NumPy array of <f8, not list"),
+        (CELLS, Block(np.zeros((2, 3)), (2.0, 3)), "offset of 2 whole numbers, not (2.0, 3)"),
+        (CELLS, Block(np.zeros((2, 3)), (2, np.float64(3))), "offset of 2 whole numbers"),
+        (CELLS, Block(np.zeros((2, 3)), None), "offset of 2 whole numbers, not None"),
     ],
 )
 def test_blocks_that_do_not_fit_say_why(spec: FieldSpec, block: Block, says: str) -> None:
@@ -73,6 +87,14 @@ def test_fields_that_cannot_be_declared_say_why(fields: tuple[FieldSpec, ...], s
     sentence = flaw(fields)
     assert sentence is not None and says in sentence
     assert flaw((CELLS, ATOMS, NUMBER)) is None
+
+
+@pytest.mark.parametrize("offset", [(np.int64(3), np.int32(0)), np.array([3, 0]), [3, 0], (3, False)])
+def test_an_offset_of_any_whole_numbers_is_kept_as_a_tuple_of_int(offset: Any) -> None:
+    kept = Block(np.zeros((1, 1)), offset).offset
+    assert kept == (3, 0) and type(kept) is tuple and {type(n) for n in kept} == {int}
+    table, _ = wire.block_table({"u": Block(np.zeros((1, 1)), offset)})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(table))[0][3] == [3, 0]
 
 
 def test_a_copied_snapshot_stands_alone() -> None:

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coupler.protocol.client import ClientProtocol
+from coupler.protocol.client import KEPT_ADMITTED, ClientProtocol
 from coupler.protocol.server import ServerProtocol
 from schemas.fields import FieldSpec, Snapshot
 from schemas.messages import LOST_TOLD, VERSION, Ack, Action, Advice, Bye, Hello, Refusal, Stamp, Welcome
@@ -93,6 +93,13 @@ class ProtocolPair(RuleBasedStateMachine):
         elif stream is not None:
             self.down.append(self.server.ack(0))
 
+    @precondition(lambda self: self.admitted and 0 in self.server.streams)
+    @rule(behind=st.integers(0, 3))
+    def make_no_state(self, behind: int) -> None:
+        stream = self.server.streams[0]
+        self.server.spoil(stamp(max(stream.received - behind, 1), epoch=stream.epoch))
+        self.down.append(self.server.ack(0))
+
     @precondition(lambda self: self.down)
     @rule(which=st.integers(0, 9), fate=st.sampled_from(["arrives", "arrives", "arrives", "lost", "twice"]))
     def downward(self, which: int, fate: str) -> None:
@@ -115,7 +122,7 @@ class ProtocolPair(RuleBasedStateMachine):
     def books_balance(self) -> None:
         books: Any = self.client.books.summary()
         parts = books["retained"] + books["in_flight"] + books["admitted"] + sum(books["dropped"].values())
-        assert books["produced"] == parts
+        assert books["produced"] == parts and books["admitted"] >= 0
 
     @invariant()
     def credit_bounds_what_is_in_flight(self) -> None:
@@ -232,7 +239,16 @@ def test_after_a_jump_only_what_answers_the_new_state_counts_but_for_rewind_and_
         assert client.newest == decision
 
 
-@pytest.mark.parametrize("ack", [Ack(1, 99, 99, 8), Ack(1, -5, 0, 8), Ack(7, 1, 0, 8), Ack(1, 1, 0, -4)])
+@pytest.mark.parametrize(
+    "ack",
+    [
+        Ack(1, 99, 99, 8),
+        Ack(1, -5, 0, 8),
+        Ack(7, 1, 0, 8),
+        Ack(1, 1, 0, -4),
+        Ack(1, 0, 0, 8, (-1, -7, 0)),  # of a message that was not acknowledged
+    ],
+)
 def test_an_impossible_acknowledgement_does_not_unbalance_the_books(ack: Ack) -> None:
     client = opened()
     client.stamp(snapshot(), (), 0.0, sample=True)
@@ -337,6 +353,68 @@ def test_blocks_that_are_lost_are_told_and_cost_no_credit() -> None:
         assert server.lose(b"p", stamp) and not server.lose(b"p", stamp)
         client.receive(server.ack(0), {})
     assert client.books.dropped == {"lost on the way": 100} and client.books.admitted == 0
+
+
+def test_a_message_whose_state_makes_no_sense_is_dropped_under_its_own_name() -> None:
+    """Also when it counts as admitted already: the other rank's part came later."""
+    client, server = opened(credit=8), ServerProtocol("r", (), 8)
+    server.hello(b"a", HELLO)
+    stamps = [client.stamp(snapshot(), (), 0.0, sample=n != 4) for n in range(5)]
+    for sent in stamps[:3]:
+        assert server.admit(b"a", sent)
+    client.receive(server.ack(0), {})
+    assert client.books.admitted == 3
+    assert server.admit(b"a", stamps[3]) and server.admit(b"a", stamps[4])
+    for seq in (2, 4, 4, 5):  # told before its first acknowledgement, and twice; 5 holds no state
+        server.spoil(stamp(seq))
+    server.spoil(stamp(3, epoch=7))
+    server.spoil(stamp(3, rank=9))
+    assert server.ack(0).lost == (-2, -4, -5) and server.streams[0].lost == 0
+    for _ in range(2):
+        client.receive(server.ack(0), {})
+        assert client.books.admitted == 2 and client.books.dropped == {"could not be assembled": 2}
+    client.receive(Ack(1, 5, 0, 8, (-1, -1)), {})
+    assert client.books.admitted == 1 and client.books.produced == 4 and client.books.in_flight == 0
+
+
+def test_what_is_lost_is_not_called_unusable_too() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    server.hello(b"a", HELLO)
+    server.lose(b"a", stamp(1))
+    server.spoil(stamp(1))
+    assert server.ack(0).lost == (1,)
+
+
+def test_admitted_samples_are_remembered_to_a_bound() -> None:
+    client, server = opened(credit=8), ServerProtocol("r", (), 8)
+    server.hello(b"a", HELLO)
+    for _ in range(2 * KEPT_ADMITTED):
+        server.admit(b"a", client.stamp(snapshot(), (), 0.0, sample=True))
+        client.receive(server.ack(0), {})
+    assert len(client._admitted) == KEPT_ADMITTED
+    client.receive(Welcome(2, 8, ()), {})
+    client.receive(Ack(2, 0, 0, 8, (-2 * KEPT_ADMITTED,)), {})  # that seq was of another epoch
+    assert client.books.admitted == 2 * KEPT_ADMITTED
+
+
+def test_ranks_that_were_refused_and_left_desert_the_server() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    assert not server.deserted
+    bad = [msgspec.structs.replace(HELLO, rank=rank, ranks=2, fields=HELLO.fields * 2) for rank in (0, 1)]
+    stranger = msgspec.structs.replace(HELLO, run="another")
+    for peer, hello in ((b"a", bad[0]), (b"b", bad[1]), (b"c", stranger)):
+        assert isinstance(server.hello(peer, hello), Refusal)
+    for peer, rank, deserted in ((b"c", 0, False), (b"a", 0, False), (b"b", 1, True)):
+        assert not server.farewell(peer, Bye(rank, 0, 5, "finished")) and server.deserted == deserted
+    assert isinstance(server.hello(b"d", HELLO), Welcome) and not server.deserted
+
+
+def test_the_farewell_of_a_refused_stranger_is_not_that_of_the_rank_whose_name_it_bears() -> None:
+    server = ServerProtocol("r", (), CREDIT)
+    server.hello(b"rank-0", HELLO)
+    server.hello(b"rank-0", msgspec.structs.replace(HELLO, run="another"))
+    assert not server.farewell(b"rank-0", Bye(0, 0, 5, "finished"))
+    assert server.farewell(b"rank-0", Bye(0, 1, 5, "finished"))
 
 
 def test_near_is_who_found_the_same_token() -> None:
