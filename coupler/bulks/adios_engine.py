@@ -95,9 +95,13 @@ def telling(what: str) -> Iterator[None]:
     except CouplerError:
         raise
     except Exception as error:
-        lines = _COLOUR.sub("", str(error)).strip().splitlines()
-        said = lines[-1].rpartition(" : ")[2] if lines else ""
-        raise LinkError(f"{what}: {type(error).__name__}: {said}") from error
+        raise LinkError(f"{what}: {type(error).__name__}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The last clause of what adios2 says in its first line, without colours."""
+    lines = _COLOUR.sub("", str(error)).strip().splitlines()
+    return lines[0].rpartition(" : ")[2].strip() if lines else type(error).__name__
 
 
 @contextmanager

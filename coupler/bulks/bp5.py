@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import TYPES, adios2_module, available
+from coupler.bulks.adios_engine import TYPES, adios2_module, available, said
 from coupler.errors import PluginError, SchemaMismatch
 from schemas.fields import Array, FieldSpec, Snapshot, flaw
 
@@ -154,7 +154,7 @@ class RecordReader:
         try:
             self._engine = self._io.open(str(path), self._adios.Mode.ReadRandomAccess)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a BP5 file ({_plain(error)})") from error
+            raise ValueError(f"{path} cannot be read as a BP5 file ({said(error)})") from error
         try:
             self._describe()
         except BaseException:
@@ -262,7 +262,7 @@ class RecordReader:
         try:
             self._engine.get(variable, into, self._adios.Mode.Sync)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({_plain(error)})") from error
+            raise ValueError(f"{self.path} is damaged ({said(error)})") from error
 
 
 def superseded(steps: NDArray[np.int64], branches: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -302,9 +302,3 @@ def _adios2() -> Any:
     if sentence := missing():
         raise PluginError(f"{sentence[0].upper()}{sentence[1:]}.")
     return adios2_module()
-
-
-def _plain(error: Exception) -> str:
-    """The last clause of what adios2 says, without colours."""
-    text = str(error).replace("\x1b", "").splitlines()[0] if str(error) else type(error).__name__
-    return text.rpartition(" : ")[2].partition("[0m")[0].strip()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import TYPES, adios2_module
+from coupler.bulks.adios_engine import TYPES, adios2_module, said
 from coupler.bulks.bp5 import INDEX, missing
 from coupler.errors import PluginError
 from coupler.registry import nearest
@@ -87,7 +87,7 @@ class VariableReader:
             self.variables = self._variables()
         except (RuntimeError, ValueError) as error:
             self.close()
-            raise ValueError(f"{path} cannot be read as a BP5 file ({_plain(error)})") from error
+            raise ValueError(f"{path} cannot be read as a BP5 file ({said(error)})") from error
         self.steps = self._whole(_data_starts(index))
         if not self.steps or not self.variables:
             self.close()
@@ -272,7 +272,7 @@ class VariableReader:
         try:
             self._engine.get(variable, into, self._adios.Mode.Sync)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({_plain(error)})") from error
+            raise ValueError(f"{self.path} is damaged ({said(error)})") from error
 
 
 def foreign(path: Path) -> str:
@@ -326,9 +326,3 @@ def _cells(block: dict[str, str]) -> int:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _plain(error: Exception) -> str:
-    """The last clause of what adios2 says, without colours."""
-    text = str(error).replace("\x1b", "").splitlines()[0] if str(error) else type(error).__name__
-    return text.rpartition(" : ")[2].partition("[0m")[0].strip()

@@ -18,11 +18,12 @@ _DUMPS = ("dump", "dump_modify", "undump")
 _FILES = ("restart", "log", *_DUMPS, *_WRITES)
 """Commands that a course which leaves no files passes over."""
 _SETS_STEP = ("reset_timestep", "read_restart", "read_dump", "clear")
+"""Commands that may change the step without making any."""
 _NAMES_BOX = ("boundary", "change_box")
-
-
+"""Commands that are looked at once more when their variables have values."""
 _FILE = re.compile(r"\sfile\s+(?=\S+(?!.*\sfile\s))")
 _NAMED_FILE = re.compile(r"\s(file|append)\s+\S+(?!.*\s(?:file|append)\s)")
+"""The last `file` in the text of a fix, without and with its name: a text that is printed may hold the word too."""
 
 
 class Place(NamedTuple):

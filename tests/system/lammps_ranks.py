@@ -251,6 +251,16 @@ def no_way_back():
         return f"{len(Path('average.txt').read_text().splitlines()) > 4} {failed}"
 
 
+def no_files():
+    """For the reference nothing is written: the files of the coupled run are there."""
+    said = 'fix said all print 10 "a file of steps $(step)" file said.txt screen no\n'
+    deck = f"{BOX}log own.log\nfix 1 all nve\n{said}dump d all custom 10 d.dump id\nrun 100\nwrite_data end.data"
+    for name in ("said.txt", "own.log", "d.dump", "end.data"):
+        Path(name).write_text("kept")
+    lammps(deck, for_reference=True, log="own.log").integrate(0.05, 10)
+    return f"{[Path(name).read_text() for name in ('said.txt', 'own.log', 'd.dump', 'end.data')]}"
+
+
 def lines_end():
     """A learned state at the end of a run line starts the next one, which changes the energy: drift begins anew."""
     deck = BOX + "fix 1 all nve\nrun 100\nvelocity all scale 3.0\ntimestep 0.002\nrun 100"

@@ -8,32 +8,19 @@ import shutil
 import numpy as np
 import pytest
 from foreign import write
+from playing import Part, play
 from recorded import NEEDS_ADIOS, record
 
-from coupler import registry
 from coupler.bulks import bp5_variables
 from coupler.bulks.bp5 import INDEX
 from coupler.bulks.bp5_variables import VariableReader
 from coupler.errors import PluginError, SimulationFailed
-from coupler.ranks import Ranks
 from coupler.testing.simulation_check import check_simulation
 
 pytestmark = NEEDS_ADIOS
 CELL = {"unit": "kg/m3", "kind": "cell", "role": "state"}
 SCALAR = {"unit": "N", "kind": "scalar", "role": "control"}
 RHO = {"rho": {**CELL, "variable": "density"}}
-
-
-class Part(Ranks):
-    """One of several ranks, alone."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
-
-
-def play(path, ranks=None, **settings):
-    cls = registry.find("simulations", "recording")
-    return registry.construct(cls, {"path": str(path), **settings}, ranks=ranks or Ranks(), seed=0)
 
 
 def density(k):

@@ -8,11 +8,11 @@ import os
 import msgspec
 import numpy as np
 import pytest
+from playing import Part, play
 from recorded import DT, NEEDS_ADIOS, record, state
 
 from coupler import registry
 from coupler.errors import PluginError, SchemaMismatch, SimulationFailed
-from coupler.ranks import Ranks
 from coupler.testing.simulation_check import check_simulation
 from schemas.fields import Block, Snapshot
 from sim_clients.recording import Recording
@@ -21,18 +21,6 @@ SERIES = {
     "u": {"unit": "m/s", "kind": "cell", "role": "state", "blend": "linear"},
     "load": {"unit": "N", "kind": "scalar", "role": "control"},
 }
-
-
-class Part(Ranks):
-    """One of several ranks, alone."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
-
-
-def play(path, ranks=None, **settings):
-    cls = registry.find("simulations", "recording")
-    return registry.construct(cls, {"path": str(path), **settings}, ranks=ranks or Ranks(), seed=0)
 
 
 @pytest.fixture
