@@ -7,6 +7,7 @@ CouplerError
   ProtocolError     a message broke the protocol
   LinkError         an address cannot be used or a peer is gone
   SimulationFailed  the simulation itself failed; the job ends with this cause
+    FailedElsewhere another rank failed, and knows the cause
     StepFailed      a step could not be made, with this dt at least; a run that chooses its dt goes back
 """
 
@@ -44,6 +45,10 @@ class LinkError(CouplerError):
 
 class SimulationFailed(CouplerError):
     """The simulation itself failed (not finite, a plug-in raised); the job ends with this cause."""
+
+
+class FailedElsewhere(SimulationFailed):
+    """Another rank of the simulation failed, and only that one can say why."""
 
 
 class StepFailed(SimulationFailed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from coupler.errors import SchemaMismatch, SimulationFailed
+from coupler.errors import FailedElsewhere, SchemaMismatch, SimulationFailed
 from coupler.guard import all_finite
 from schemas.fields import FieldSpec, Snapshot, misfit, undeclared
 
@@ -32,6 +32,7 @@ def require(agreed: int, fields: Mapping[str, FieldSpec], snapshot: Snapshot) ->
     Raises:
         SchemaMismatch: A field changed its shape or dtype, is missing, or was never declared.
         SimulationFailed: The state is not finite, or neither are its time and dt.
+        FailedElsewhere: The fault lies in the part of another rank.
     """
     if agreed == SOUND:
         return
@@ -52,4 +53,4 @@ def require(agreed: int, fields: Mapping[str, FieldSpec], snapshot: Snapshot) ->
             )
     if sentence := undeclared(fields, snapshot.blocks):
         raise SchemaMismatch(f"At step {snapshot.step}, {sentence}. Fields are declared once and stay so.")
-    raise SimulationFailed(f"At step {snapshot.step} another rank found its state unusable; its log says why.")
+    raise FailedElsewhere(f"At step {snapshot.step} another rank found its state unusable; its log says why.")

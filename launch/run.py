@@ -32,7 +32,7 @@ from ml_servers.recorder import BOOKS
 from ml_servers.server import SUMMARY as SERVER
 from schemas import run as run_file
 from schemas.run import RunSpec
-from sim_clients.__main__ import RESULT
+from sim_clients.__main__ import RESULT, failures, note_failure
 from sim_clients.reference import REFERENCE
 
 SUMMARY = "summary.json"
@@ -69,7 +69,7 @@ def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals
         console.print(f"[yellow]{sentence}[/]", highlight=False)
     outcome = _coupled(spec, folder, console, signals)
     if outcome.code == 0 and not outcome.interrupted and not (folder / RESULT).exists():
-        _note_failure(folder, LEFT)
+        note_failure(folder / RESULT, 0, LEFT)
         outcome.code = 1
     wall_s = time.perf_counter() - began
     reference_wall_s, problem = None, ""
@@ -129,7 +129,7 @@ def _coupled(spec: RunSpec, folder: Path, console: Console, signals: Signals) ->
                     met=lambda: _has_met(folder),
                 )
     except CouplerError as error:  # a process could not be started
-        _note_failure(folder, f"{type(error).__name__}: {error}")
+        note_failure(folder / RESULT, 0, f"{type(error).__name__}: {error}")
         return Outcome(code=1)
     finally:
         _remove_meeting_places(folder)
@@ -165,7 +165,7 @@ def _here(spec: RunSpec, folder: Path, console: Console, signals: Signals) -> Ou
         except KeyboardInterrupt:
             return Outcome(interrupted=True, lost=outcome.lost)
         except (Exception, SystemExit) as error:  # whatever the plug-ins raise is the cause of this run's failure
-            _note_failure(folder, f"{type(error).__name__}: {error}")
+            note_failure(folder / RESULT, 0, f"{type(error).__name__}: {error}")
             console.print_exception(max_frames=4)
             return Outcome(code=1, lost=outcome.lost)
     write_whole(folder / RESULT, json.dumps(facts))
@@ -277,19 +277,14 @@ def _recording(spec: RunSpec, server: dict[str, Any], books: dict[str, Any]) -> 
 def _cause(folder: Path, outcome: Outcome, log: Path) -> str:
     if outcome.interrupted:
         return "Interrupted."
-    causes = [_read(path).get("cause", "") for path in sorted(folder.glob("simulation*.failed*"))]
-    own = [cause for cause in causes if cause and not cause.startswith("Ended")]
-    if own:
-        return str(min(own, key=lambda cause: "another rank" in cause))
+    told = [failure for failure in failures(folder / RESULT) if not failure["cause"].startswith("Ended")]
+    if told:
+        return str(min(told, key=lambda failure: bool(failure["elsewhere"]))["cause"])
     code = outcome.code or 0
     if code < 0:
         return f"The simulation was killed by {signal_name(-code)}; see logs/{log.name}."
     last = f" Its last words: {line}." if (line := last_line(log)) else ""
     return f"The simulation ended with code {code} and no cause of its own; a rank may have been killed.{last}"
-
-
-def _note_failure(folder: Path, cause: str) -> None:
-    write_whole(folder / f"{RESULT}.failed", json.dumps({"cause": cause}))
 
 
 def _has_met(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from coupler import connect, registry
 from coupler.contracts import Advice, Scheduled, Simulation
 from coupler.coupling import Coupling
-from coupler.errors import CouplerError
+from coupler.errors import CouplerError, FailedElsewhere
 from coupler.files import write_whole
 from coupler.ranks import MpiRanks, Ranks
 from coupler.recording import books_are_closed
@@ -32,8 +33,8 @@ from sim_clients.views import ViewStore, view
 log = logging.getLogger("sim_clients")
 RESULT = "simulation.json"
 FIELDS = "fields.json"
-BOOKS_S = 1.0
-"""Time that a rank which fails gives rank 0 to close its books: twice what its farewell waits for the server."""
+LAST_WORDS_S = 1.0
+"""Time that a rank which fails gives others for their last books: twice what a farewell waits for the server."""
 
 
 class Ended(CouplerError):
@@ -158,14 +159,32 @@ def _mpi_ranks() -> MpiRanks:
     return ranks
 
 
-def _let_books_be_closed(folder: Path) -> None:
-    """Waits a moment for rank 0, which often fails alike: an abort kills it before it has written its last books.
+def note_failure(result: Path, rank: int, cause: str, *, elsewhere: bool = False) -> None:
+    """Writes why there is no result of this rank.
 
-    Where it hangs in a collective operation that this rank will not come to, that moment is lost, and the books stay
-    as they were last written on the way.
+    Args:
+        result: Where the simulation's result would lie.
+        rank: The one that failed.
+        cause: As a sentence.
+        elsewhere: Another rank knows the cause.
     """
-    end = time.monotonic() + BOOKS_S
-    while not books_are_closed(folder) and time.monotonic() < end:
+    told = {"rank": rank, "cause": cause, "elsewhere": elsewhere}
+    write_whole(result.with_suffix(f".rank{rank}.failed.json"), json.dumps(told))
+
+
+def failures(result: Path) -> list[dict[str, Any]]:
+    """What `note_failure` wrote, by rank."""
+    pattern = result.with_suffix(".rank*.failed.json").name
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(result.parent.glob(pattern))]
+
+
+def _let_others_finish(done: list[Callable[[], bool]]) -> None:
+    """Waits a moment for what an abort would break off: the last books of rank 0, the cause of the rank that knows it.
+
+    Where such a rank hangs in a collective operation that this one will not come to, that moment is lost.
+    """
+    end = time.monotonic() + LAST_WORDS_S
+    while not all(finished() for finished in done) and time.monotonic() < end:
         time.sleep(0.02)
 
 
@@ -187,12 +206,16 @@ def main() -> int:
         facts = (run_reference if told.reference else run)(spec, told.folder, ranks)
     except BaseException as error:
         log.exception("Rank %d failed.", ranks.rank)
-        cause = {"status": "failed", "rank": ranks.rank, "cause": f"{type(error).__name__}: {error}"}
-        write_whole(target.with_suffix(f".rank{ranks.rank}.failed.json"), json.dumps(cause))
+        elsewhere = isinstance(error, FailedElsewhere)
+        note_failure(target, ranks.rank, f"{type(error).__name__}: {error}", elsewhere=elsewhere)
         sys.stdout.flush()
         if ranks.size > 1:
+            awaited: list[Callable[[], bool]] = []
             if ranks.rank > 0 and not told.reference:
-                _let_books_be_closed(told.folder)
+                awaited.append(lambda: books_are_closed(told.folder))
+            if elsewhere:
+                awaited.append(lambda: any(not failure["elsewhere"] for failure in failures(target)))
+            _let_others_finish(awaited)
             ranks.abort(1)
         return 1
     if ranks.rank == 0:
