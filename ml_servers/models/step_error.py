@@ -25,7 +25,8 @@ FIRST_NOISE = 0.5
 SLOPES = (1.0, 12.0)
 """Limits of the learned order. Where dt hardly varies the data say nothing about it."""
 
-_PRIOR_ORDER, _PRIOR_KNOWN, _PRIOR_FEATURE, _PRIOR_CONSTANT = 2.0, 0.1, 0.1, 0.2
+_PRIOR_ORDER, _PRIOR_FORGOTTEN, _PRIOR_KNOWN = 2.0, 1.0, 0.03
+_PRIOR_FEATURE, _PRIOR_CONSTANT = 0.1, 0.2
 _LEAST_NOISE = 0.05
 _FARTHEST = 8.0
 """Features count at most this many standard deviations: spikes must not outweigh all else."""
@@ -108,11 +109,10 @@ def fit(rows: Floats, rises: Floats, weights: Floats, order: float, noise: float
     centre[[0, -1]] = 0.0
     blank = StepError(np.zeros(d), np.eye(d), centre, scale, noise, np.sort(surprises))
     scaled = blank.scaled(rows)
-    prior, expected = np.full(d, _PRIOR_FEATURE), np.zeros(d)
-    prior[[0, -1]], prior[1:KNOWN] = (_PRIOR_ORDER, _PRIOR_CONSTANT), _PRIOR_KNOWN
+    expected = np.zeros(d)
     expected[0] = order
     weighed = scaled.T * weights
-    covariance = np.asarray(np.linalg.inv(weighed @ scaled / noise**2 + np.diag(prior**-2)), np.float64)
+    covariance = np.asarray(np.linalg.inv(weighed @ scaled / noise**2 + np.linalg.inv(_prior(d, order))), np.float64)
     left = rises - scaled @ expected
     change = covariance @ (weighed @ left) / noise**2
     rest = left - scaled @ change
@@ -121,3 +121,16 @@ def fit(rows: Floats, rises: Floats, weights: Floats, order: float, noise: float
     coefficients = expected + change
     coefficients[0] = min(max(coefficients[0], SLOPES[0]), SLOPES[1])
     return replace(blank, coefficients=coefficients, covariance=covariance, noise=max(left_over, _LEAST_NOISE))
+
+
+def _prior(d: int, order: float) -> Floats:
+    """Covariance that is expected of the coefficients, shape (d, d).
+
+    How much of log C = log error - p log dt of the last known step is forgotten is open: nothing where C is a property
+    of the state, all of it where it was chance. So the coefficients of that log error and of that log dt go together.
+    """
+    prior = np.diag(np.full(d, _PRIOR_FEATURE**2))
+    prior[0, 0], prior[-1, -1], prior[2, 2] = _PRIOR_ORDER**2, _PRIOR_CONSTANT**2, _PRIOR_KNOWN**2
+    forgotten = np.array([-1.0, order])
+    prior[1:KNOWN, 1:KNOWN] = _PRIOR_FORGOTTEN**2 * np.outer(forgotten, forgotten) + _PRIOR_KNOWN**2 * np.eye(2)
+    return prior
