@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.table import BenchmarkFailed, Row, Rows, timing
+from benchmarks.table import BenchmarkFailed, Row, Rows, judged, timing
 from coupler.bulks.adios import AdiosReader, AdiosWriter
 from coupler.bulks.adios_engine import Sockets, adios2_module, available, engine_io, open_engine
 from schemas.fields import Array, Block, FieldSpec
@@ -121,10 +121,16 @@ def rows(say: Callable[[str], None] = lambda _: None) -> Rows:
     say("steps of 8 MB")
     steps = {kind: measured(kind, LARGE, False, COUNTS[LARGE]) for kind in ("bare", "ours")}
     return [
-        timing("round trip, TCP_NODELAY", SMALL, trips["ours"], trips["slow"], "as SST leaves it"),
+        judged(
+            timing("round trip, TCP_NODELAY", SMALL, trips["ours"], trips["slow"], "as SST leaves it"),
+            "p50_us",
+            at_most=500.0,
+        ),
         timing("round trip, as SST leaves it", SMALL, trips["slow"]),
         timing("round trip, adios2 alone", SMALL, trips["bare"]),
-        rate(timing("throughput", LARGE, steps["ours"], steps["bare"], "adios2 alone")),
+        judged(
+            rate(timing("throughput", LARGE, steps["ours"], steps["bare"], "adios2 alone")), "ratio", at_most=1 / 0.9
+        ),
         rate(timing("throughput, adios2 alone", LARGE, steps["bare"])),
     ]
 

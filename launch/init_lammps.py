@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from coupler.errors import CaseError, CouplerError
@@ -25,13 +26,18 @@ WINDOWS, SPANS = 50, (10, 40)
 _INTEGRATORS = ("nve", "nvt", "npt", "nph", "rigid", "langevin", "temp/", "press/", "bond/react", "shake", "rattle")
 _STATES = ("temp", "press", "pe", "ke", "etotal", "econserve", "epair", "emol", "density", "vol", "lx", "ly", "lz")
 _BATHS = ("nvt", "npt", "nph", "rigid/nvt", "rigid/npt", "rigid/nph")
-_WORKERS = ("move", "deform", "addforce", "efield", "indent", "wall/", "spring", "heat", "ehex", "viscous", "setforce")
-_WORK = dict.fromkeys((*_WORKERS, "smd", "gravity", "press/"), "does work on the atoms") | {
+_WORKERS = ("move", "deform", "addforce", "aveforce", "efield", "indent", "wall/", "spring", "heat", "ehex", "setforce")
+_DRAGS = ("viscous", "viscosity", "drag", "brownian", "smd", "tmd", "gravity", "press/", "colvars", "plumed")
+_WORK = dict.fromkeys((*_WORKERS, *_DRAGS), "does work on the atoms") | {
     "nve/limit": "limits how far atoms move, which costs energy",
     "momentum": "takes momentum away, and energy with it",
 }
 """What fixes do with energy that no keyword counts, by the begin of their style."""
-_DISSIPATES = ("gran/", "granular")
+_CONTACT, _FRICTION = "takes energy away in each contact", "has friction that no keyword counts"
+_DISSIPATES = dict.fromkeys(("gran/", "granular"), _CONTACT) | dict.fromkeys(
+    ("dpd", "mdpd", "edpd", "tdpd", "brownian", "lubricate"), _FRICTION
+)
+"""What pair styles do with it, by the begin of their name."""
 _SETS_STEP = ("reset_timestep", "read_restart", "read_dump")
 
 CASE = """\
@@ -211,9 +217,8 @@ def _line(code: str, comment: str) -> str:
 def _invariant(deck: Deck, fixes: list[Command], undecided: list[str]) -> str:
     """The keyword that is conserved, as far as the fixes and the pair styles tell."""
     styles = [(command, command.words[3]) for command in fixes]
-    pairs = [c for c in deck.named("pair_style") if any(word.startswith(_DISSIPATES) for word in c.words[1:])]
-    work = [(c, why) for c, style in styles for prefix, why in _WORK.items() if style.startswith(prefix)]
-    for command, why in (*work, *((c, "takes energy away in each contact") for c in pairs)):
+    pairs = [(command, word) for command in deck.named("pair_style") for word in command.words[1:]]
+    for command, why in (*_told(styles, _WORK), *_told(pairs, _DISSIPATES)):
         undecided.append(f"what is conserved: {command.text!r} ({command.place}) {why}")
         return ""
     for command, style in styles:
@@ -231,6 +236,10 @@ def _invariant(deck: Deck, fixes: list[Command], undecided: list[str]) -> str:
         return ""
     baths = [style for _, style in styles if style.startswith(("temp/", "langevin", *_BATHS))]
     return "econserve" if baths else "etotal"
+
+
+def _told(styles: list[tuple[Command, str]], by_prefix: Mapping[str, str]) -> list[tuple[Command, str]]:
+    return [(c, why) for c, style in styles for prefix, why in by_prefix.items() if style.startswith(prefix)]
 
 
 def _ramp(command: Command) -> str:

@@ -3,12 +3,9 @@
 SST's own queue is a short mailbox that drops what is not read in time, and it is silent about it. So each step carries
 a number of its own; the layer above says what was read, and counts what was not.
 
-Without MPI there is one writer, which may put the Blocks of several ranks into one step. Variables of int64 in the step
-say whose they are:
-
-    coupler/parts    for each rank its name in the stream, and the number of what it put
-    coupler/of/x     for each rank the index of its block of the variable x, or -1 where it put none, and the block's
-                     offset and shape: ADIOS2 cannot tell these of every type
+Without MPI there is one writer, which may put the Blocks of several ranks into one step. A text in the step,
+`coupler/layout`, says whose they are: see `coupler.bulks.parts.Layout`. ADIOS2 sends a text along with the announcement
+of the step, so that only the arrays are fetched.
 """
 
 from __future__ import annotations
@@ -18,37 +15,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, knock_file, knocked, knocking, open_engine, telling
+from coupler.bulks.parts import Layout, Part
 from coupler.distribution import Region, Share
 from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Array, Block, FieldSpec
 
 NUMBER, TIME, STEP = "coupler/number", "coupler/time", "coupler/step"
-PARTS, OF = "coupler/parts", "coupler/of/"
+LAYOUT = "coupler/layout"
 SETS = 6
 """Sets of arrays that a reader fills in turn: a step's Blocks stay what they are while one less is read."""
 
 
 T = TypeVar("T")
-
-
-class Part(NamedTuple):
-    """What one rank put into a step.
-
-    Attributes:
-        member: Name of the rank in the stream, 63 bits.
-        number: Number of what it put, counted by it.
-        blocks: Blocks by field name. Empty ones do not travel.
-    """
-
-    member: int
-    number: int
-    blocks: dict[str, Block]
 
 
 class AdiosWriter:
@@ -132,18 +117,21 @@ class AdiosWriter:
         if self._rank == 0:
             for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
                 kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
-        told = {PARTS: np.array([part[:2] for part in parts], np.int64)}
+        layout = Layout([(part.member, part.number) for part in parts], {})
         for row, part in enumerate(parts):
             for name, block in part.blocks.items():
                 if arrays := self._put_block(name, block):
-                    axes = block.array.ndim
-                    nobody = np.full((len(parts), 1 + 2 * axes), -1, np.int64)
-                    of = told.setdefault(OF + name, nobody)
-                    of[row] = (of[:, 0].max() + 1, *(block.offset or (0,) * axes), *block.array.shape)
+                    layout.add(row, name, block)
                     kept += arrays
-        for name, table in told.items() if self._alone else ():
-            kept.append(self._put(name, table.reshape(-1), [], [], [table.size]))
+        if self._alone:
+            self._put_text(LAYOUT, msgspec.json.encode(layout).decode())
         return kept
+
+    def _put_text(self, name: str, text: str) -> None:
+        variable = self._variables.get(name)
+        if variable is None:
+            variable = self._variables[name] = self._io.define_variable(name)
+        self._engine.put(variable, text)
 
     def _put_block(self, name: str, block: Block) -> list[Array]:
         """Puts a Block; the arrays that must stay until the step ends, none when it is empty."""
@@ -266,20 +254,22 @@ class AdiosReader:
         return found
 
     def _parts(self) -> list[Part]:
-        told = {name: info for name in (PARTS, *map(OF.__add__, self._fields)) if (info := self._blocks_of(name))}
-        table = {name: self._block(name, 0, _numbers(info[0]["Count"]), "<i8") for name, info in told.items()}
-        self._engine.perform_gets()
-        parts = [Part(member, number, {}) for member, number in table[PARTS].reshape(-1, 2).tolist()]
+        layout = self._layout()
+        parts = [Part(member, number, {}) for member, number in layout.parts]
         for name, spec in self._fields.items():
-            if (of := table.get(OF + name)) is None:  # nobody put a value
-                continue
-            self._check(spec)
-            for part, (index, *where) in zip(parts, of.reshape(len(parts), -1).tolist(), strict=True):
-                if index >= 0:
-                    axes = len(where) // 2
-                    part.blocks[name] = self._block_of(spec, index, tuple(where[:axes]), tuple(where[axes:]))
+            if name in layout.of:  # else nobody put a value
+                self._check(spec)
+            for row, part in enumerate(parts):
+                if place := layout.block_of(row, name):
+                    part.blocks[name] = self._block_of(spec, *place)
         self._engine.perform_gets()
         return parts
+
+    def _layout(self) -> Layout:
+        variable = self._io.inquire_variable(LAYOUT)
+        if variable is None:
+            raise LinkError(f"the stream {self._path.name} holds no {LAYOUT}: it is none of ours")
+        return msgspec.json.decode(self._engine.get(variable), type=Layout)
 
     def _block_of(self, spec: FieldSpec, index: int, offset: tuple[int, ...], shape: tuple[int, ...]) -> Block:
         """One writer's Block of a field; its arrays are filled by `perform_gets`."""

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import msgspec
 
-from coupler.bulks.adios import AdiosWriter, Part
+from coupler.bulks.adios import AdiosWriter
+from coupler.bulks.parts import Part
 from coupler.bulks.shared import RingReader
 from coupler.errors import LinkError
 from schemas import wire

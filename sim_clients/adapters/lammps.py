@@ -16,7 +16,7 @@ from coupler.contracts import Invariant
 from coupler.errors import SimulationFailed, StepFailed
 from coupler.ranks import Ranks
 from schemas.fields import Block, FieldSpec, Snapshot
-from sim_clients.adapters.lammps_checks import check_box, check_keywords, check_units, deck_at
+from sim_clients.adapters.lammps_checks import check_box, check_keywords, check_seed, check_units, deck_at
 from sim_clients.adapters.lammps_course import Course, Place
 from sim_clients.adapters.lammps_engine import Engine, finite
 from sim_clients.adapters.lammps_instant import Instant, Instants
@@ -125,6 +125,7 @@ class Lammps:
         self._made = time.perf_counter()
         self._deck = deck_at(input)
         check_units(self._deck, self._deck.units, units)
+        check_seed(self._deck, seed)
         if samples > every:
             raise ValueError(f"samples is {samples}, more than the MD steps of a coupling step, every = {every}")
         self._ranks, self._every = ranks, every

@@ -19,6 +19,9 @@ KEYWORDS = (
 )  # fmt: skip
 """Thermo keywords of LAMMPS's documentation (`thermo_style`), to find the one that was meant."""
 
+GIVE_WAY = ("index", "loop", "universe", "uloop", "world", "delete")
+"""Styles of a variable that leave it as it is when it was set on the command line (documentation of `variable`)."""
+
 
 def deck_at(path: str) -> Deck:
     """Reads a deck, from the current folder or else from `sys.path`, of which the case's folder is the first.
@@ -61,6 +64,21 @@ def check_units(deck: Deck, actual: str, wanted: str | None) -> None:
         raise ValueError(
             f"the case is written in units = {wanted!r}, but the deck in {actual!r} ({place}); make them the same"
         )
+
+
+def check_seed(deck: Deck, seed: int) -> None:
+    """Whether the deck's variable `seed` gives way to one from outside, as LAMMPS lets variables of some styles do.
+
+    Raises:
+        ValueError: It does not, and there is a seed.
+    """
+    for command in deck.named("variable") if seed else ():
+        words = command.words
+        if words[1:2] == ["seed"] and words[2:3] and words[2] not in GIVE_WAY:
+            raise ValueError(
+                f"{command.place}: {command.text!r} would set the variable `seed` again, which run.seed = {seed} has "
+                'set; write it as "variable seed index NUMBER", or run.seed = 0 to leave it to the deck'
+            )
 
 
 def check_box(engine: Engine) -> None:

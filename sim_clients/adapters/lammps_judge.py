@@ -202,7 +202,7 @@ def _window(case: Case, steered: Simulation, token: object, until: float, dt: fl
             drift.add(now.time, float(now[case.invariant]), float(now["ke"]))
             steered.integrate(min(case.every * dt, until - now.time), 1)
             now = steered.snapshot()
-            curve.append((now.time, now.dt / case.every))
+            curve.append((now.time, dt))  # not that of the last step, which is cut to end with the window
             if not drift.keeps(case.tolerance):
                 return None
         drift.add(now.time, float(now[case.invariant]), float(now["ke"]))

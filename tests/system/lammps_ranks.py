@@ -114,6 +114,7 @@ def refusals():
         "no units": (text, {"units": "metric"}),
         "multiple": (text, {"every": 30}),
         "samples": (text, {"samples": 30}),
+        "seed": (text.replace("seed index", "seed equal"), {}),
         "keyword": (text, {"thermo": ("tempp",)}),
         "variable": (text, {"thermo": ("v_none",)}),
         "unknown": (BOX + "fix 1 all nve\nrun 100", {"invariant": "econserv"}),

@@ -84,6 +84,8 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
     assert "LAMMPS has lj, real, metal" in lines.pop("no units")
     assert "in.test:18" in lines["multiple"] and "choose simulation.every = 25" in lines.pop("multiple")
     assert lines.pop("samples") == "samples is 30, more than the MD steps of a coupling step, every = 10"
+    assert "in.test:3: 'variable seed equal 87287' would set" in lines["seed"]
+    assert '"variable seed index NUMBER"' in lines.pop("seed")
     assert "tempp" in lines.pop("keyword")
     assert "v_none" in lines.pop("variable")
     assert "triclinic" in lines.pop("triclinic")

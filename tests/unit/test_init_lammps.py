@@ -78,6 +78,8 @@ def test_the_ensemble_tells_what_is_conserved(fixes, invariant):
         ("fix 1 all nve\nfix 2 all momentum 10 linear 1 1 1", "(in.x:2) takes momentum away"),
         ("fix 1 all nve\npair_style gran/hooke 1 2 3 4 5 0", "(in.x:2) takes energy away in each contact"),
         ("fix 1 all nve\npair_style hybrid granular lj/cut 2.5", "(in.x:2) takes energy away in each contact"),
+        ("fix 1 all nve\npair_style dpd 1.0 1.0 34387", "(in.x:2) has friction that no keyword counts"),
+        ("fix 1 all nve\nfix 2 all drag 5 5 5 0.1 2.0", "(in.x:2) does work on the atoms"),
     ],
 )
 def test_what_is_not_conserved_is_not_guessed(fixes, why):

@@ -43,12 +43,9 @@ class Fake:
         self._come_to("inquire")
         return name
 
-    def current_step(self) -> int:
-        return 0
-
-    def blocks_info(self, *_: object) -> list[dict[str, str]]:
-        self._come_to("info")
-        return [{"Count": "no number"}]
+    def get(self, *_: object) -> str:
+        self._come_to("get")
+        return "no layout"
 
     def end_step(self) -> None:
         self._come_to("end")
@@ -71,7 +68,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, E
     return make
 
 
-@pytest.mark.parametrize("place", ["begin", "inquire", "info", "end", "nowhere"])
+@pytest.mark.parametrize("place", ["begin", "inquire", "get", "end", "nowhere"])
 @pytest.mark.parametrize("error", [NOT_TEXT, IndexError("no such block"), RuntimeError("[ADIOS2 EXCEPTION] : gone")])
 def test_a_stream_that_raises_anything_has_failed(failing: Any, place: str, error: Exception) -> None:
     made, _ = failing(place, error)
