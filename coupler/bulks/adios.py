@@ -4,8 +4,8 @@ SST's own queue is a short mailbox that drops what is not read in time, and it i
 a number of its own; the layer above says what was read, and counts what was not.
 
 Without MPI there is one writer, which may put the Blocks of several ranks into one step. A text in the step,
-`coupler/layout`, says whose they are: see `coupler.bulks.parts.Layout`. ADIOS2 sends a text along with the announcement
-of the step, so that only the arrays are fetched.
+`coupler/layout`, says whose they are: see `coupler.bulks.parts.StepLayout`. ADIOS2 sends a text along with the
+announcement of the step, so that only the arrays are fetched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, knock_file, knocked, knocking, open_engine, telling
-from coupler.bulks.parts import Layout, Part
+from coupler.bulks.parts import Part, StepLayout
 from coupler.distribution import Region, Share
 from coupler.errors import LinkError, SchemaMismatch
 from schemas.fields import Array, Block, FieldSpec
@@ -117,12 +117,13 @@ class AdiosWriter:
         if self._rank == 0:
             for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
                 kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
-        layout = Layout([(part.member, part.number) for part in parts], {})
+        layout = StepLayout([(part.member, part.number) for part in parts], {})
         for row, part in enumerate(parts):
             for name, block in part.blocks.items():
                 if arrays := self._put_block(name, block):
-                    layout.add(row, name, block)
                     kept += arrays
+                    if self._alone:
+                        layout.add(row, name, block)
         if self._alone:
             self._put_text(LAYOUT, msgspec.json.encode(layout).decode())
         return kept
@@ -265,11 +266,11 @@ class AdiosReader:
         self._engine.perform_gets()
         return parts
 
-    def _layout(self) -> Layout:
+    def _layout(self) -> StepLayout:
         variable = self._io.inquire_variable(LAYOUT)
         if variable is None:
             raise LinkError(f"the stream {self._path.name} holds no {LAYOUT}: it is none of ours")
-        return msgspec.json.decode(self._engine.get(variable), type=Layout)
+        return msgspec.json.decode(self._engine.get(variable), type=StepLayout)
 
     def _block_of(self, spec: FieldSpec, index: int, offset: tuple[int, ...], shape: tuple[int, ...]) -> Block:
         """One writer's Block of a field; its arrays are filled by `perform_gets`."""

@@ -23,7 +23,7 @@ class Part(NamedTuple):
     blocks: dict[str, Block]
 
 
-class Layout(msgspec.Struct, frozen=True):
+class StepLayout(msgspec.Struct, frozen=True):
     """Whose the blocks of a step are; JSON in the stream.
 
     Attributes:

@@ -1,11 +1,11 @@
 """How the error of a step depends on its dt and on the state: a linear model with a calibrated probability.
 
 The error of a step of length dt behaves like C dt^p, with p the order of the method and C a property of the state. So
-log(error / tolerance) is nearly that of the last step plus p times the rise of log dt, and what is left is learned from
-the state by Bayesian linear regression (C. M. Bishop, Pattern Recognition and Machine Learning, section 3.3). Its
-predictive spread grows with the distance from the data, and is then calibrated: the distribution of past forecast
-errors over their spread stands in for the normal one, as in conformal prediction (G. Shafer and V. Vovk, J. Mach.
-Learn. Res. 9, 371, 2008).
+log(error / tolerance) is nearly that of the last step plus p times the rise of log dt, but for what of the last C was
+chance. That share, and what is left, are learned from the state by Bayesian linear regression (C. M. Bishop, Pattern
+Recognition and Machine Learning, section 3.3). Its predictive spread grows with the distance from the data, and is then
+calibrated: the distribution of past forecast errors over their spread stands in for the normal one, as in conformal
+prediction (G. Shafer and V. Vovk, J. Mach. Learn. Res. 9, 371, 2008).
 """
 
 from __future__ import annotations
