@@ -72,25 +72,29 @@ def pushes(size: int, count: int, between_s: float, folder: Path) -> Rows:
         link = connect(address, identity=b"rank-0", limits=LIMITS)
         with client(link, size, folder, by_slots(str(folder), "rank-0")) as coupling:
             step = met(coupling, state)
-            for _ in range(count):
+            for lends in orders(count):  # at random: some pushes take in what others left unread
                 step += 1
-                integrate(state, between_s)
-                copied.append(pushed(coupling, step, state))
+                mine = coupling.allocate("state") if lends else state
+                integrate(mine, between_s)
+                (lent if lends else copied).append(pushed(coupling, step, mine))
+                del mine
                 integrate(state, between_s)
                 began = time.perf_counter()
                 np.copyto(next(slots), state)
                 copies.append(time.perf_counter() - began)
-                step += 1
-                mine = coupling.allocate("state")
-                integrate(mine, between_s)
-                lent.append(pushed(coupling, step, mine))
-                del mine
             crowded = coupling._channel.outbox.crowded if coupling._channel else 0
     return [
         timing("memcpy into a warm slot", size, copies),
         against(timing("push", size, copied, copies, "memcpy"), 1.1 * float(np.median(copies)) + COPY_S) | {"n": count},
         against(timing("push, lent slot", size, lent, copies, "memcpy"), LENT_S) | {"in frames": crowded},
     ]
+
+
+def orders(count: int) -> list[bool]:
+    """Which of the pushes are of lent slots: `count`, among as many that are not."""
+    lends = np.arange(2 * count) % 2 == 1
+    np.random.default_rng(0).shuffle(lends)
+    return lends.tolist()
 
 
 def against(made: Row, allowed_s: float) -> Row:

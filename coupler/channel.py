@@ -85,6 +85,11 @@ class Channel:
         self._streamed = StreamedSeqs()
         self._why_unsent = ""
 
+    def make_room(self) -> None:
+        """Takes what has come, once half of the window is used: until then nobody needs the acknowledgements."""
+        if not self.protocol.roomy:
+            self.drain(0.0)
+
     def drain(self, timeout_s: float) -> None:
         """Takes everything that has come, waiting up to timeout_s for the first message, and greets if that is due.
 

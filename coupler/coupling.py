@@ -172,7 +172,7 @@ class Coupling:
         """
         if self._channel is None or self._standing or self._mixed:
             return
-        self._channel.drain(0.0)
+        self._channel.make_room()
         vote = self._agreed(0, soundness.fault(self.fields, snapshot), snapshot)
         if vote.may_send:
             values = {name: item.value for name, item in (invariants or {}).items()}

@@ -4,8 +4,9 @@ SST's own queue is a short mailbox that drops what is not read in time, and it i
 a number of its own; the layer above says what was read, and counts what was not.
 
 Without MPI there is one writer, which may put the Blocks of several ranks into one step. A text in the step,
-`coupler/layout`, says whose they are: see `coupler.bulks.parts.StepLayout`. ADIOS2 sends a text along with the
-announcement of the step, so that only the arrays are fetched.
+`coupler/layout`, says what step it is and whose they are: see `coupler.bulks.parts.StepLayout`. ADIOS2 sends a text
+along with the announcement of the step, so that only the arrays are fetched. Of several writers the first puts number,
+step and time as values.
 """
 
 from __future__ import annotations
@@ -114,10 +115,10 @@ class AdiosWriter:
 
     def _put_all(self, step: int, time: float, parts: Sequence[Part]) -> list[Array]:
         kept = []
-        if self._rank == 0:
+        if self._rank == 0 and not self._alone:
             for name, value in ((NUMBER, self._number), (STEP, step), (TIME, time)):
                 kept.append(self._put(name, np.array([value], np.float64 if name == TIME else np.int64), [1], [0], [1]))
-        layout = StepLayout([(part.member, part.number) for part in parts], {})
+        layout = StepLayout(self._number, step, time, [(part.member, part.number) for part in parts], {})
         for row, part in enumerate(parts):
             for name, block in part.blocks.items():
                 if arrays := self._put_block(name, block):
@@ -236,7 +237,7 @@ class AdiosReader:
         with telling(f"the stream {self._path.name} cannot be read"):
             while self._begin(max(end - time.monotonic(), 0.0)):
                 try:
-                    if self._io.inquire_variable(NUMBER) is not None:  # else the writer only came by
+                    if self._holds(LAYOUT) or self._holds(NUMBER):  # else the writer only came by
                         self._turn = (self._turn + 1) % SETS
                         found = read()
                         self._sockets.hurry(self._reads)
@@ -247,7 +248,7 @@ class AdiosReader:
         return None
 
     def _step(self, share: Share | None) -> Step:
-        found = Step(int(self._head(NUMBER)), int(self._head(STEP)), self._head(TIME))
+        found = self._head()
         for name, spec in self._fields.items() if share is None or share.takes(found.number) else ():
             block = self._read(spec, share.region(spec) if share else Region.whole(spec))
             if block is not None:
@@ -272,6 +273,9 @@ class AdiosReader:
             raise LinkError(f"the stream {self._path.name} holds no {LAYOUT}: it is none of ours")
         return msgspec.json.decode(self._engine.get(variable), type=StepLayout)
 
+    def _holds(self, name: str) -> bool:
+        return self._io.inquire_variable(name) is not None
+
     def _block_of(self, spec: FieldSpec, index: int, offset: tuple[int, ...], shape: tuple[int, ...]) -> Block:
         """One writer's Block of a field; its arrays are filled by `perform_gets`."""
         if spec.kind == "scalar":
@@ -293,7 +297,7 @@ class AdiosReader:
 
     def _blocks_of(self, name: str) -> list[Mapping[str, str]]:
         """What is known of the blocks of an int64 variable in this step; none when nobody put it."""
-        if self._io.inquire_variable(name) is None:
+        if not self._holds(name):
             return []
         found: list[Mapping[str, str]] = self._engine.blocks_info(name, self._engine.current_step())
         return found
@@ -313,7 +317,13 @@ class AdiosReader:
             return False
         raise LinkError(f"the stream {self._path.name} has ended, or its writer is gone ({status})")
 
-    def _head(self, name: str) -> float:
+    def _head(self) -> Step:
+        if self._holds(LAYOUT):
+            layout = self._layout()
+            return Step(layout.number, layout.step, layout.time)
+        return Step(int(self._value(NUMBER)), int(self._value(STEP)), self._value(TIME))
+
+    def _value(self, name: str) -> float:
         variable = self._io.inquire_variable(name)
         if variable is None:
             raise LinkError(f"the stream {self._path.name} holds no {name}: it is none of ours")

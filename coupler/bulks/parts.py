@@ -24,14 +24,20 @@ class Part(NamedTuple):
 
 
 class StepLayout(msgspec.Struct, frozen=True):
-    """Whose the blocks of a step are; JSON in the stream.
+    """What a step is, and whose its blocks are; JSON in the stream.
 
     Attributes:
+        number: Number of the step in the stream.
+        step: Coupling step.
+        time: Simulated time, finite.
         parts: For each rank its name in the stream, and the number of what it put.
         of: By variable, for each rank the index of its block, and that block's offset and shape, which ADIOS2 cannot
             tell of every type; nothing where it put none.
     """
 
+    number: int
+    step: int
+    time: float
     parts: list[tuple[int, int]]
     of: dict[str, list[list[int]]]
 

@@ -99,6 +99,11 @@ class ClientProtocol:
         return self.state == "open" and self._seq - self._received < self._credit
 
     @property
+    def roomy(self) -> bool:
+        """Whether less than half of the window is used, as far as this side has heard."""
+        return self.state == "open" and 2 * (self._seq - self._received) < self._credit
+
+    @property
     def received(self) -> int:
         """Watermark: the server has read every message of this epoch up to this seq, or knows that it is lost."""
         return self._received

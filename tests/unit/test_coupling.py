@@ -458,6 +458,38 @@ def test_push_sends_direct_states_only() -> None:
     assert isinstance(server.link.sent[-1], Push)
 
 
+def test_a_push_reads_its_acknowledgements_once_half_of_the_window_is_used() -> None:
+    server = Server(credit=8)
+
+    def acknowledge(message: Message, blocks: Mapping[str, Block]) -> list[Reply]:
+        return [(Ack(1, message.stamp.seq, 0, 8), {})] if isinstance(message, Push) else server(message, blocks)
+
+    server.link.answer = acknowledge
+    coupling, sim = coupled(server)
+    go(coupling, sim, 1)
+    unread = []
+    for _ in range(9):
+        coupling.push(sim.snapshot())
+        unread.append(len(server.link.inbox))
+        sim.integrate(DT, 1)
+    assert unread == [1, 2, 3, 4, 1, 2, 3, 4, 1]
+    coupling.exchange(sim.snapshot())
+    assert not coupling.books["dropped"] and coupling.books["admitted"] == coupling.books["produced"] == 11
+
+
+def test_pushes_without_credit_are_dropped_and_counted_until_there_is_some() -> None:
+    server = Server(credit=8)
+    coupling, sim = coupled(server)
+    go(coupling, sim, 1)
+    for _ in range(12):
+        coupling.push(sim.snapshot())
+        sim.integrate(DT, 1)
+    assert coupling.books["dropped"] == {"no credit": 4} and coupling.books["in_flight"] == 8
+    server.link.say(Ack(1, 9, 0, 8), {})
+    coupling.push(sim.snapshot())
+    assert coupling.books["dropped"] == {"no credit": 4} and coupling.books["admitted"] == 9
+
+
 def test_a_host_that_does_not_take_a_learned_state_is_believed() -> None:
     server = Server(learned)
     coupling, sim = coupled(server)

@@ -10,7 +10,7 @@ from schemas.fields import Block
 
 
 def test_a_layout_says_where_each_block_lies_after_its_journey() -> None:
-    layout = StepLayout([(2**62, 0), (7, 3), (8, 1)], {})
+    layout = StepLayout(9, 2**40, 0.1, [(2**62, 0), (7, 3), (8, 1)], {})
     layout.add(0, "x", Block(np.zeros((4, 3)), (0, 0)))
     layout.add(2, "x", Block(np.zeros((5, 3)), (4, 0)))
     layout.add(2, "load", Block(np.array(1.0), ()))
