@@ -35,16 +35,17 @@ class StreamedSeqs:
         """A message was sent."""
         self._open.add(seq)
 
-    def acknowledged(self, ack: Ack, now: float) -> bool:
-        """Takes an acknowledgement; whether the stream is to be given up at this time, which is said once."""
+    def acknowledged(self, ack: Ack, now: float) -> int:
+        """Takes an acknowledgement; how many were lost in a row when the stream is to be given up, said once, else 0."""
         for seq in sorted(seq for seq in self._open if seq <= ack.received):
             self._open.discard(seq)
             self._since = now if not self._lost else self._since
             self._lost, self._latest = self._lost + 1 if seq in ack.lost else 0, now
         # Not by the time since: after a burst of losses nothing may be sent for long, and the next one may arrive.
-        if given_up := self._lost >= LOST_IN_A_ROW and self._latest - self._since > LOST_S:
-            self._lost = 0
-        return given_up
+        if self._lost < LOST_IN_A_ROW or self._latest - self._since <= LOST_S:
+            return 0
+        lost, self._lost = self._lost, 0
+        return lost
 
 
 class Channel:
@@ -169,8 +170,12 @@ class Channel:
         """What the server has read may be overwritten. A stream whose steps do not arrive is given up."""
         protocol = self.protocol
         ack = message if isinstance(message, Ack) else message.ack if isinstance(message, Advice) else None
-        if ack is not None and ack.epoch == protocol.epoch and self._streamed.acknowledged(ack, self._clock()):
-            self.outbox.no_stream(f"{LOST_IN_A_ROW} states in a row did not arrive")
+        if (
+            ack is not None
+            and ack.epoch == protocol.epoch
+            and (lost := self._streamed.acknowledged(ack, self._clock()))
+        ):
+            self.outbox.no_stream(f"{lost} states in a row did not arrive")
         if protocol.epoch != self._epoch:
             self._epoch, self._read = protocol.epoch, 0
             self._streamed = StreamedSeqs()

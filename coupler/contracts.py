@@ -264,7 +264,7 @@ class Link(Protocol):
     A link whose other side works in the same thread, so that the answer to a message may be there as soon as it was
     sent, says so by an attribute `at_once = True`. One that need not copy frames has a method `send_in_place`, like
     `send`, for frames that nobody changes before the other side has read them or is gone. A connecting one that knows
-    whether the other side is there has a property `connected`.
+    whether the other side is there has a property `connected`, and one `meetings`, how often it came.
     """
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:

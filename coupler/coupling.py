@@ -53,7 +53,7 @@ class Coupling:
         can_rewind: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Opens the coupling; does not wait for the server.
+        """Opens the coupling; does not wait for the server. Raises SchemaMismatch for fields that cannot be declared.
 
         Args:
             link: Connected Link of this rank, or None.
@@ -67,7 +67,7 @@ class Coupling:
             can_rewind: Whether the host saves states (`apply` does).
             clock: Monotonic seconds.
         """
-        self.fields = {spec.name: spec for spec in fields}
+        self.fields = soundness.declared(fields)
         self._controls = [spec.name for spec in fields if spec.role == "control"]
         self.ranks = ranks or Ranks()
         self.terms = terms

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from coupler.errors import PluginError
+from coupler.errors import CouplerError, PluginError
 
 Group = Literal["simulations", "tasks", "links"]
 
@@ -175,5 +175,7 @@ def construct(cls: type[Any], settings: Mapping[str, Any], **reserved: Any) -> A
     except msgspec.ValidationError as problem:
         raise PluginError(f"a setting of {cls.__name__} is wrong: {problem}") from problem
     except Exception as problem:
-        text = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        text = (
+            str(problem) if isinstance(problem, ValueError | CouplerError) else f"{type(problem).__name__}: {problem}"
+        )
         raise PluginError(f"{cls.__name__} cannot be made: {text}") from problem

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from coupler.errors import FailedElsewhere, SchemaMismatch, SimulationFailed
 from coupler.guard import all_finite
-from schemas.fields import FieldSpec, Snapshot, misfit, undeclared
+from schemas.fields import FieldSpec, Snapshot, flaw, misfit, undeclared
 
 SOUND, MISFIT, NOT_FINITE, NO_TIME = 0, 1, 2, 3
 """Faults, the worst last: ranks agree on the highest number."""
+
+
+def declared(fields: Sequence[FieldSpec]) -> dict[str, FieldSpec]:
+    """Fields by name; raises SchemaMismatch where they cannot be declared like this."""
+    if sentence := flaw(tuple(fields)):
+        raise SchemaMismatch(f"The simulation's fields cannot be used: {sentence}.")
+    return {spec.name: spec for spec in fields}
 
 
 def fault(fields: Mapping[str, FieldSpec], snapshot: Snapshot) -> int:

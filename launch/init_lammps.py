@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from coupler.errors import CaseError, CouplerError
+from sim_clients.adapters.lammps_bars import bars_dt
 from sim_clients.adapters.lammps_deck import UNITS, Command, Deck, DeckError, read_deck
+from sim_clients.adapters.lammps_reading import fixes, lengths, literals, resolved
 
 DEFAULT_DT = {
     "lj": 0.005,
@@ -38,7 +42,16 @@ _DISSIPATES = dict.fromkeys(("gran/", "granular"), _CONTACT) | dict.fromkeys(
     ("dpd", "mdpd", "edpd", "tdpd", "brownian", "lubricate"), _FRICTION
 )
 """What pair styles do with it, by the begin of their name."""
-_SETS_STEP = ("reset_timestep", "read_restart", "read_dump")
+_SHAPES = ("", "/sphere", "/asphere", "/body", "/eff")
+_MOVES = {f"{style}{shape}" for style in ("nve", "nvt", "npt", "nph") for shape in _SHAPES} | {"nve/line", "nve/tri"}
+_RIGID = {f"rigid{kind}{small}" for kind in ("", "/nve", "/nvt", "/npt", "/nph") for small in ("", "/small")}
+_COUNTS = {"temp/berendsen", "temp/csvr", "temp/csld", "temp/rescale", "langevin"}
+_LOOKS = {"print", "property/atom", "balance", "halt", "vector", "recenter", "enforce2d", "cmap", "pair", "numdiff"}
+_KEEPS = _MOVES | _RIGID | _COUNTS | _LOOKS | {"shake", "rattle"}
+"""Fixes with which `etotal` or `econserve` is conserved (each fix's documentation)."""
+_KEEPS_BEGIN = ("ave/", "store/", "qeq/", "reaxff/")
+_FASTER = re.compile(r"/(omp|kk|kk/host|kk/device|gpu|intel|opt)$")
+"""What the name of a style ends with that does the same in another way."""
 
 CASE = """\
 # A coupled run of the LAMMPS deck {input}, which stays as it is.
@@ -57,9 +70,9 @@ seed = 0                    # above 0: the value of the deck's variable `seed`
 
 [simulation]
 use = "lammps"
-input = "{input}"
+input = {input}
 ranks = 2
-{every_line}
+{every_line}{alone}
 {units_line}
 particles = []              # "x", "v": also stream positions and velocities
 thermo = [{thermo}]
@@ -120,26 +133,31 @@ def case_of(deck: Deck, name: str) -> str:
     """
     undecided: list[str] = []
     units = _units(deck, undecided)
-    fixes = [command for command in deck.named("fix") if len(command.words) > 3]
-    invariant = _invariant(deck, fixes, undecided)
+    invariant, alone = _invariant(deck, undecided)
     thermo = _thermo(deck, invariant)
-    every, steps, why = _length(deck, undecided)
-    md = _timestep(deck, units, undecided)
+    every, steps, why = _length(deck, alone, undecided)
+    md = _timestep(deck, deck.runs[alone], units, undecided)
     choice, limits = _bounds(every, md)
-    found = ", ".join(f"fix {c.words[3]} ({c.place})" for c in fixes if c.words[3].startswith(_INTEGRATORS))
+    used = (c for c in deck.named("fix") if len(c.words) > 3 and c.words[3].startswith(_INTEGRATORS))
     features = [keyword for keyword in thermo if keyword in ("temp", "press", "density")]
     powers = [keyword for keyword in features if keyword == "temp"]
     span = min(steps // WINDOWS, SPANS[1]) * every * md if md and steps >= WINDOWS * SPANS[0] else 0.0
     if invariant:
-        undecided.append("which drift is tolerable (task.tolerance); 2e-4 of the kinetic energy is cautious")
+        undecided.append(
+            "which drift is tolerable (task.tolerance): 2e-4 of the kinetic energy is cautious; the run in mode shadow "
+            "shows the `drift` of the deck's own dt"
+        )
+    if bar := bars_dt(deck, deck.runs[-1]):
+        undecided.append(f"another dt than the deck's, which only mode shadow keeps: {bar}")
     return CASE.format(
-        input=name,
+        input=json.dumps(name, ensure_ascii=False),
         name="".join(c if c.isalnum() or c in "_.-" else "_" for c in Path(name).name).lstrip("_.-") or "lammps",
-        found=found or "no fix that moves atoms",
+        found=", ".join(f"fix {c.words[3]} ({c.place})" for c in used) or "no fix that moves atoms",
         open="".join(f"# Not decided: {line}.\n" for line in undecided),
         steps=steps,
         steps_why=why,
         every_line=_line(f"every = {every}", "MD steps of one coupling step"),
+        alone=_alone(alone),
         units_line=f'units = "{units}"' if units else _line("# units = ...", "not decided"),
         thermo=_listed(thermo),
         invariant=_looks(invariant, every, span) if invariant else "# invariant = ...\n",
@@ -214,28 +232,36 @@ def _line(code: str, comment: str) -> str:
     return f"{code:<27} # {comment}"
 
 
-def _invariant(deck: Deck, fixes: list[Command], undecided: list[str]) -> str:
-    """The keyword that is conserved, as far as the fixes and the pair styles tell."""
-    styles = [(command, command.words[3]) for command in fixes]
-    pairs = [(command, word) for command in deck.named("pair_style") for word in command.words[1:]]
+def _invariant(deck: Deck, undecided: list[str]) -> tuple[str, int]:
+    """The keyword that is conserved in the last run lines, and how many come before those in which it is."""
+    told = [_conserved(deck, at) for at in deck.runs]
+    if not told[-1][0]:
+        undecided.append(f"what is conserved: {told[-1][1]}")
+        return "", 0
+    first = max((line + 1 for line, (keyword, _) in enumerate(told) if not keyword), default=0)
+    return ("econserve" if "econserve" in [keyword for keyword, _ in told[first:]] else "etotal"), first
+
+
+def _conserved(deck: Deck, at: int) -> tuple[str, str]:
+    """The keyword that is conserved in a run line, as far as fixes and pair styles tell; or nothing, and why."""
+    styles = [(command, _FASTER.sub("", command.words[3])) for command in fixes(deck, at)]
+    last_pair = [command for command in deck.commands[:at] if command.name == "pair_style"][-1:]
+    pairs = [(command, word) for command in last_pair for word in command.words[1:]]
     for command, why in (*_told(styles, _WORK), *_told(pairs, _DISSIPATES)):
-        undecided.append(f"what is conserved: {command.text!r} ({command.place}) {why}")
-        return ""
+        return "", f"{command.text!r} ({command.place}) {why}"
     for command, style in styles:
+        if style not in _KEEPS and not style.startswith(_KEEPS_BEGIN):
+            why = "is not known to keep the energy; if it does, name `invariant`, such as etotal or econserve"
+            return "", f"{command.text!r} ({command.place}) {why}"
         if style.startswith(_BATHS) and (ramp := _ramp(command)):
-            undecided.append(
-                f"what is conserved: {style} with a ramp {ramp} ({command.place}) does not conserve econserve; "
-                "fix nve with fix temp/csvr does"
-            )
-            return ""
+            why = f"{style} with a ramp {ramp} ({command.place}) does not conserve econserve"
+            return "", f"{why}; fix nve with fix temp/csvr does"
         if style == "langevin" and "tally" not in command.words:
-            undecided.append(f"what is conserved: fix langevin ({command.place}) tallies nothing; add `tally yes`")
-            return ""
-    if not any(style.startswith(("nve", "nvt", "npt", "nph", "rigid")) for _, style in styles):
-        undecided.append("what is conserved: no known fix integrates the atoms")
-        return ""
+            return "", f"fix langevin ({command.place}) tallies nothing; add `tally yes`"
+    if not any(style in _MOVES | _RIGID for _, style in styles):
+        return "", "no known fix integrates the atoms"
     baths = [style for _, style in styles if style.startswith(("temp/", "langevin", *_BATHS))]
-    return "econserve" if baths else "etotal"
+    return ("econserve" if baths else "etotal"), ""
 
 
 def _told(styles: list[tuple[Command, str]], by_prefix: Mapping[str, str]) -> list[tuple[Command, str]]:
@@ -245,9 +271,16 @@ def _told(styles: list[tuple[Command, str]], by_prefix: Mapping[str, str]) -> li
 def _ramp(command: Command) -> str:
     words = command.words
     for index, word in enumerate(words[:-2]):
-        if word in ("temp", "iso", "aniso", "x", "y", "z") and words[index + 1] != words[index + 2]:
+        if word in ("temp", "iso", "aniso", "x", "y", "z") and _differ(*words[index + 1 : index + 3]):
             return f"{words[index + 1]} to {words[index + 2]}"
     return ""
+
+
+def _differ(one: str, other: str) -> bool:
+    try:
+        return float(one) != float(other)
+    except ValueError:
+        return one != other
 
 
 def _thermo(deck: Deck, invariant: str) -> list[str]:
@@ -257,53 +290,44 @@ def _thermo(deck: Deck, invariant: str) -> list[str]:
     return list(dict.fromkeys(["temp", "press", *shown, *([invariant, "ke"] if invariant else [])]))
 
 
-def _length(deck: Deck, undecided: list[str]) -> tuple[int, int, str]:
+def _length(deck: Deck, alone: int, undecided: list[str]) -> tuple[int, int, str]:
     """MD steps of a coupling step, coupling steps, and a comment."""
-    lengths = _lengths(deck)
-    for index, length in zip(deck.runs, lengths, strict=True):
+    coupled = list(zip(deck.runs, lengths(deck), strict=True))[alone:]
+    for index, length in coupled:
         if length is None:
             command = deck.commands[index]
             undecided.append(f"how long {command.text!r} ({command.place}) is; simulation.every must divide it")
-    known = [length for length in lengths if length is not None]
+    if len(coupled) > 1:
+        undecided.append(
+            f"where the run ends in mode advise (run.end_time): its {len(coupled)} run lines count MD steps, and with "
+            "another dt each of them takes another time"
+        )
+    known = [length for _, length in coupled if length is not None]
     every = math.gcd(EVERY, *known)
-    if len(known) < len(lengths):
+    if len(known) < len(coupled):
         return every, 1000, "                # a guess; with run.end_time = ... the most that may be needed"
     return every, max(sum(known) // every, 1), "                # all run lines; a chosen dt ends at run.end_time"
 
 
-def _lengths(deck: Deck) -> list[int | None]:
-    """MD steps of each run line, None where only LAMMPS will know them."""
-    lengths: list[int | None] = []
-    now: int | None = 0  # the MD step
-    for command in deck.commands:
-        if not command.names.isdisjoint(_SETS_STEP):
-            now = None
-        if command.name != "run":
-            continue
-        words = command.words
-        told = int(words[1]) if len(words) > 1 and words[1].isdecimal() else None
-        if "upto" in words:
-            lengths.append(None if told is None or now is None else max(told - now, 0))
-            now = told
-        else:
-            lengths.append(told)
-            now = None if told is None or now is None else now + told
-    return lengths
+def _alone(lines: int) -> str:
+    """The key for the run lines that come before those in which an energy is conserved."""
+    return "\n" + _line(f"equilibration = {lines}", "run lines that come first, uncoupled") if lines else ""
 
 
-def _timestep(deck: Deck, units: str, undecided: list[str]) -> float | None:
-    """The deck's dt, or LAMMPS's default; None where the unit style, on which that depends, is not known."""
+def _timestep(deck: Deck, until: int, units: str, undecided: list[str]) -> float | None:
+    """The deck's dt at a run line, or LAMMPS's default; None where the unit style that tells it is not known."""
     default = DEFAULT_DT.get(units)
-    before = [command for command in deck.commands[: deck.runs[0]] if command.name == "timestep"]
+    before = [at for at in range(until) if deck.commands[at].name == "timestep"]
     if not before:
         if default is None:
             undecided.append("the range of dt: the deck sets no timestep, and LAMMPS's default depends on the units")
         return default
+    command = deck.commands[before[-1]]
     try:
-        return float(before[-1].words[1])
+        return float(resolved(command.words[1], literals(deck.commands[: before[-1]])))
     except (IndexError, ValueError):
         instead = ", nor its range" if default is None else "; the range is that of LAMMPS's default"
-        undecided.append(f"the dt of {before[-1].text!r} ({before[-1].place}){instead}")
+        undecided.append(f"the dt of {command.text!r} ({command.place}){instead}")
         return default
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from coupler.bulks import folder as bulk_folder
 from coupler.channel import NO_SERVER
 from coupler.errors import CouplerError, LinkError
 from coupler.files import sweep_parts, write_whole
+from coupler.protocol.client import UNUSABLE
 from coupler.recording import LEDGER, books_are_closed
 from launch import one_process
 from launch.check import crowded
@@ -316,10 +318,24 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         if isinstance(value, list | dict):  # tables and curves, for the report
             continue
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
+    if sentence := mostly_dropped(summary.get("samples") or {}):
+        console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
     if missed := (summary.get("recording") or {}).get("missed"):
         console.print(f"[yellow]{missed} states are missing in the recording: the recorder did not keep up.[/]")
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
+
+
+def mostly_dropped(samples: Mapping[str, Any]) -> str:
+    """That most states of a run came to nothing, and why, as a sentence; empty where most did not."""
+    dropped, produced = samples.get("dropped") or {}, samples.get("produced") or 0
+    lost = sum(dropped.values())
+    if 2 * lost <= produced:
+        return ""
+    reason = max(dropped, key=dropped.__getitem__)
+    said = (samples.get("server") or {}).get("unusable") or {}
+    why = f": {max(said, key=said.__getitem__)}" if reason == UNUSABLE and said else ""
+    return f"{lost} of {produced} states were dropped, most of them for one reason: {(reason + why).rstrip('.')}."
 
 
 def _plain(value: float) -> str:

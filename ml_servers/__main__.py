@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import signal
 import sys
@@ -148,6 +149,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=0, help="which rank of the task")
     parser.add_argument("--record", action="store_true", help="record the states instead of serving")
     told = parser.parse_args()
+    faulthandler.enable()  # a library that crashes leaves at least the place in the log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stop = _Stop()
     spec = connect.read_case(told.folder)

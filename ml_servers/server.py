@@ -209,6 +209,7 @@ class Server:
         keeps = trains and self.keeping.has_room(self.slots.count)
         takers = self._takers() if trains else []
         wanted = len(takers) + keeps
+        self.untrained += trains and not takers and bool(self._shares)
         given = {name: block.array for name, block in snapshot.blocks.items()}
         arrays = self.slots.copied(given) if wanted else given
         slot = self.slots.filled(arrays, wanted) if arrays is not None else None
@@ -281,7 +282,7 @@ class Server:
         if ready.version != VERSION or ready.run != self.core.settings.run:
             self._send(peer, Refusal("This trainer belongs to another run or release."))
             return
-        if self.slots is not None:
+        if self.slots is not None and not (ready.begun and peer in self._consumers()):
             self._send(peer, self._begin(self.slots))
         if ready.task == RECORDER:
             self._recorder = peer

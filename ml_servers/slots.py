@@ -45,6 +45,7 @@ class Slots:
         self._stride = ALIGNMENT + sum(_padded(spec.nbytes) for spec in fields)
         size = self._stride * count
         if create:
+            path.unlink(missing_ok=True)  # a trainer may still look at that of a server that was killed
             with path.open("wb") as file:
                 file.truncate(size)
         elif not path.exists() or path.stat().st_size != size:

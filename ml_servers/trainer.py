@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import msgspec
+
 from coupler.contracts import Backtest, Link, Report
 from coupler.distribution import Share
 from coupler.errors import LinkError
@@ -100,7 +102,9 @@ class Trainer:
         self._reported = time.monotonic()
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         self._hello = Ready(VERSION, run, name, share.reader)
-        self._greeted = self._send(self._hello)
+        self._met = 0  # meetings with a server that it has introduced itself at
+        self._teaches_anew = False  # the server that is here lacks the model
+        self._greet()
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Polls until the server says Halt, or should_stop() is true."""
@@ -110,8 +114,7 @@ class Trainer:
 
     def poll(self, timeout_s: float) -> None:
         """One piece of work; waits up to timeout_s seconds for a sample when there is none."""
-        if not self._greeted:
-            self._greeted = self._send(self._hello)
+        self._greet()
         try:
             self._work(timeout_s)
         except Exception as error:  # a plug-in may raise anything; the server is told and goes on without it
@@ -120,18 +123,24 @@ class Trainer:
             self._send(Trained(self.name, tuple(self._released), failure=failure, rank=self._hello.rank))
             self.halted = self.failed = True
 
+    def _greet(self) -> None:
+        """Introduces itself, and again when the server is met anew: it may be another one."""
+        meetings = getattr(self._link, "meetings", 1)
+        if meetings != self._met and self._send(msgspec.structs.replace(self._hello, begun=self._slots is not None)):
+            self._met = meetings
+
     def _work(self, timeout_s: float) -> None:
-        promoted = False
         self._pending |= self._take(timeout_s)
+        promoted, self._teaches_anew = self._teaches_anew, False
         if self.halted and self._released:  # other tasks go on and need the slots
             self._send(Trained(self.name, tuple(self._released), rank=self._hello.rank))
         if self.task is None or self.halted:
             return
         if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:
-            promoted = self._learn(self.task)
+            promoted = self._learn(self.task) or promoted
         news = promoted or self._released or self._report.backtests != self._told_backtests
         if news or time.monotonic() - self._reported > ALIVE_S:
-            self._tell(promoted)
+            self._teaches_anew = not self._tell(promoted) and promoted
 
     def _learn(self, task: Learner) -> bool:
         """One step of learning, then rest as the pace asks. True when another model is to serve."""
@@ -162,7 +171,8 @@ class Trainer:
         return fresh
 
     def _begin(self, begin: Begin) -> None:
-        path = Path(begin.slots)
+        """A server says where its slots are. One in the place of another gets the model that is here already."""
+        path, before = Path(begin.slots), self._slots
         try:
             self._slots = Slots(path, begin.fields, begin.count, create=False)
         except (LinkError, FileNotFoundError):
@@ -170,7 +180,11 @@ class Trainer:
                 raise
             self.halted = True  # the run ended before this message was read
             return
-        self.task = self._make_task(self.name, self._share.fields(begin.fields))
+        self._released.clear()
+        if self.task is None or before is None or before.fields != self._slots.fields:
+            self.task = self._make_task(self.name, self._share.fields(begin.fields))
+        else:
+            self._teaches_anew, self._told_backtests = self._report.version > 0, ()
 
     def _observe(self, sample: Sample, task: Learner, slots: Slots) -> bool:
         self._released.append(sample.slot)
@@ -181,7 +195,8 @@ class Trainer:
         task.observe(self._share.part(whole, slots.fields))
         return True
 
-    def _tell(self, promoted: bool) -> None:
+    def _tell(self, promoted: bool) -> bool:
+        """Reports, and publishes the model if there is another one; whether the server takes it."""
         report, path = self._report, ""
         if promoted and self.task is not None:
             self._published += 1
@@ -205,9 +220,11 @@ class Trainer:
             cpu_s=self._cpu - cpu,
             rank=self._hello.rank,
         )
-        if self._send(message):
-            self._released.clear()
-            self._told_backtests = report.backtests
+        if not self._send(message):
+            return False
+        self._released.clear()
+        self._told_backtests = report.backtests
+        return True
 
     def _send(self, message: Message) -> bool:
         return self._link.send(wire.encode(message))

@@ -317,12 +317,21 @@ class Begin(_Message, frozen=True, tag=13):
 
 
 class Ready(_Message, frozen=True, tag=10):
-    """A trainer is up and wants the samples of one task, or one rank's share of them."""
+    """A trainer is up, or has met a server anew, and wants the samples of one task, or one rank's share of them.
+
+    Attributes:
+        version: Version of the wire layout.
+        run: Name of the run.
+        task: Name of the task.
+        rank: Which rank of the task.
+        begun: Whether it has had a Begin; a server that sent it one needs not send it again.
+    """
 
     version: int
     run: str
     task: str
     rank: int = 0
+    begun: bool = False
 
 
 class Trained(_Message, frozen=True, tag=11):

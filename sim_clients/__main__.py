@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import math
@@ -194,6 +195,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--reference", action="store_true", help="run the same case all-direct and compare")
     told = parser.parse_args()
+    faulthandler.enable()  # a library that crashes leaves at least the place in the log
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     spec = connect.read_case(told.folder)
     sys.path[:0] = [entry for entry in spec.run.path if entry not in sys.path]

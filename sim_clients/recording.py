@@ -189,15 +189,8 @@ class Recording:
         return {}
 
     def _rows(self, spec: FieldSpec) -> slice:
-        """This rank's rows of the first axis of a field."""
-        if not spec.shape:
-            return slice(None)
-        if spec.shape[0] < self._ranks.size:
-            raise ValueError(
-                f"field {spec.name!r} has shape {spec.shape}: its first axis cannot be shared by {self._ranks.size} "
-                "ranks; lower simulation.ranks"
-            )
-        return own_slice(spec.shape[0], self._ranks)
+        """This rank's rows of the first axis of a field; none where there are more ranks than rows."""
+        return own_slice(spec.shape[0], self._ranks) if spec.shape else slice(None)
 
     def _recorded(self, at: int) -> dict[str, Array]:
         arrays = self._record.read(int(self._places[at]), self._own)

@@ -15,6 +15,7 @@ It ends when the last rank has left.
 
 from __future__ import annotations
 
+import faulthandler
 import selectors
 import signal
 import socket
@@ -264,6 +265,7 @@ class Courier:
 
 def main(listening: int, path: Path, folder: Path) -> None:
     """Carries for the ranks that come at a listening socket, given by its file descriptor."""
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's; the end of the connections is ours
     with socket.socket(fileno=listening) as at:
         try:

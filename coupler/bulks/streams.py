@@ -79,7 +79,7 @@ class Streams:
         self._failed: dict[str, str] = {}
 
     def declare(self, fields: Sequence[FieldSpec]) -> None:
-        """The fields that the streams hold; before the first `fetch`."""
+        """The fields that the streams hold; nothing is read before."""
         self._fields = tuple(fields)
 
     def fetch(self, entry: BlockEntry) -> list[Frame]:
@@ -107,6 +107,8 @@ class Streams:
     def _read(self, name: str, member: int, number: int) -> Mapping[str, Block]:
         if not _NAME.fullmatch(name):
             raise WireError(f"{name!r} is no name of a stream.")
+        if not self._fields:  # a message to a server before this one
+            raise WireError(f"The stream {name} cannot be read before a rank has said what it holds.")
         if name in self._failed:
             raise WireError(f"The stream {name} has failed before: {self._failed[name]}.")
         try:

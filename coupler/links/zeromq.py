@@ -278,7 +278,7 @@ class ZmqConnection(ZmqLink):
         target = connect_address(address, encrypted=keys is not None)
         super().__init__(zmq.DEALER, limits)
         self.address = target
-        self._connected = False
+        self._connected, self._meetings = False, 0
         self._news = self._context.socket(zmq.PAIR)
         self._news.linger = self._news.rcvhwm = 0  # no bound: libzmq's own thread would wait for room
         try:
@@ -298,10 +298,20 @@ class ZmqConnection(ZmqLink):
     @property
     def connected(self) -> bool:
         """Whether the listener is there, as far as this side has heard."""
+        self._hear()
+        return self._connected
+
+    @property
+    def meetings(self) -> int:
+        """How often a listener came, as far as this side has heard: each may be another one."""
+        self._hear()
+        return self._meetings
+
+    def _hear(self) -> None:
         while int(self._news.get(_EVENTS)) & _POLLIN:
             event, _ = self._news.recv_multipart(_DONTWAIT)
             self._connected = int.from_bytes(event[:2], sys.byteorder) == _CONNECTED
-        return self._connected
+            self._meetings += self._connected
 
     def send(self, frames: Frames, peer: bytes = b"") -> bool:  # noqa: ARG002 - one peer only, as the contract says
         """See `Link.send`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,8 +15,10 @@ from coupler.contracts import Invariant
 from coupler.errors import SimulationFailed, StepFailed
 from coupler.ranks import Ranks
 from schemas.fields import Block, FieldSpec, Snapshot
+from sim_clients.adapters.lammps_bars import bars_dt, bars_return
 from sim_clients.adapters.lammps_checks import check_box, check_keywords, check_seed, check_units, deck_at
 from sim_clients.adapters.lammps_course import Course, Place
+from sim_clients.adapters.lammps_drift import LookBack, Range
 from sim_clients.adapters.lammps_engine import Engine, finite
 from sim_clients.adapters.lammps_instant import Instant, Instants
 from sim_clients.adapters.lammps_units import unit_of
@@ -31,16 +32,6 @@ WALL = "wall"
 """Keyword of ours: seconds since the simulation was made."""
 DRIFT = "drift"
 """Observable: the range of the invariant in the last `span` of simulated time, over the kinetic energy."""
-NEARLY = 1e-9
-"""Share of `span` that rounding may cost."""
-
-
-class _Range(NamedTuple):
-    """Lowest and highest value of the invariant in a coupling step, and the simulated time of its end."""
-
-    time: float
-    low: float
-    high: float
 
 
 class _Saved(NamedTuple):
@@ -52,7 +43,7 @@ class _Saved(NamedTuple):
     external: NDArray[np.float64] | None
     place: Place
     md_dt: float
-    ranges: tuple[_Range, ...]
+    ranges: tuple[Range, ...]
 
 
 class Lammps:
@@ -151,8 +142,7 @@ class Lammps:
         check_keywords(self._engine, [name for name in self._keywords if name != WALL])
         check_box(self._engine)
         self._step, self._time, self._drift = 0, 0.0, 0.0
-        self._span = span
-        self._ranges: deque[_Range] = deque()  # of the invariant, by coupling step
+        self._recent = LookBack(span)  # range of the invariant
         self._md_dt = self._engine.dt
         self._dt = every * self._md_dt
         self._offset: dict[str, float] = {}
@@ -189,14 +179,15 @@ class Lammps:
 
         Raises:
             StepFailed: LAMMPS stopped, atoms were lost, or an observable is not finite.
-            SimulationFailed: LAMMPS failed on one rank alone, atoms were added, it changed dt by itself, or the deck is
-                done.
+            SimulationFailed: LAMMPS failed on one rank alone, atoms were added, it changed dt by itself, the deck is
+                done, or what it holds bars another dt.
             ValueError: dt is not positive and finite.
         """
         if not (math.isfinite(dt) and dt > 0):
             raise ValueError(f"dt is {dt}; a coupling step must be positive and finite; bound it in [limits]")
         for _ in range(n):
             if dt != self._dt:
+                self._require(bars_dt(self._deck, self._course.place.at), f"dt cannot change to {dt / self._every:g}")
                 self._md_dt, self._dt = dt / self._every, dt
                 self._engine.command(f"timestep {self._md_dt!r}")
             self._shown = None
@@ -210,7 +201,8 @@ class Lammps:
             self._next_line()
 
     def adopt(self, snapshot: Snapshot) -> None:
-        """See `Simulation.adopt`. Raises SimulationFailed when the state lies beyond the present run line."""
+        """See `Simulation.adopt`. Raises SimulationFailed beyond the present run line, and where the deck bars it."""
+        self._require(self._bars_return(), "no learned state can be taken over")
         engine, ahead = self._engine, (snapshot.step - self._step) * self._every
         md_step, md_time = int(engine.number("ntimestep")) + ahead, engine.time + snapshot.time - self._time
         self._course.skip(ahead)
@@ -237,13 +229,16 @@ class Lammps:
             external=self._engine.external().copy() if self._external else None,
             place=self._course.place,
             md_dt=self._md_dt,
-            ranges=tuple(self._ranges),
+            ranges=self._recent.parts,
         )
 
     def restore(self, token: object) -> None:
-        """See `Simulation.restore`, and above for what is not set back. Raises TypeError for another's token."""
+        """See `Simulation.restore`, and above for what is not set back. Raises TypeError for another's token, and
+        SimulationFailed where the deck holds what cannot be set back at all.
+        """
         if not isinstance(token, _Saved):
             raise TypeError(f"restore got a {type(token).__name__}; give it a token made by save of a Lammps")
+        self._require(self._bars_return(), "the run cannot go back")
         if self._broken or token.place.at != self._course.place.at:
             self._rebuild(token.place)
         self._course.place = token.place
@@ -254,7 +249,7 @@ class Lammps:
             engine.external()[...] = self._atoms.spread(engine, Block(token.external, ids=ids))
         self._md_dt, self._dt, self._step, self._time = token.md_dt, shown.dt, shown.step, shown.time
         self._drift = float(shown[DRIFT]) if self._invariant else 0.0
-        self._ranges = deque(token.ranges)
+        self._recent.parts = token.ranges
         self._settle(instant.step, instant.time)
         self._offset = {}
         fresh = self._look()
@@ -305,10 +300,7 @@ class Lammps:
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            self._ranges.append(_Range(end, min(seen), max(seen)))
-            while len(self._ranges) > 1 and self._ranges[0].time <= end - self._span * (1.0 - NEARLY):
-                self._ranges.popleft()
-            whole = max(part.high for part in self._ranges) - min(part.low for part in self._ranges)
+            whole = self._recent.add(end, min(seen), max(seen))
             self._drift = whole / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
         if self._engine.dt != self._md_dt:
             raise SimulationFailed(
@@ -361,10 +353,16 @@ class Lammps:
         if (md_dt := self._engine.dt) != self._md_dt:
             self._md_dt, self._dt = md_dt, self._every * md_dt
 
+    def _bars_return(self) -> str:
+        return bars_return(self._deck, self._course.place.at, str(self._engine.number("atom_style")))
+
+    def _require(self, bar: str, what: str) -> None:
+        if bar:
+            raise SimulationFailed(f"At time {self._time:g}, {what}: {bar}")
+
     def _forget_drift(self) -> None:
         """The energy was changed from outside: what it was before is nothing to hold it against."""
-        self._ranges.clear()
-        self._drift = 0.0
+        self._recent.parts, self._drift = (), 0.0
 
     def _rebuild(self, place: Place) -> None:
         """Another instance, taken to a place in the deck."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coupler.errors import SimulationFailed
 from sim_clients.adapters.lammps_deck import Command, Deck, DeckError, refuse, run_line, with_keywords
 from sim_clients.adapters.lammps_engine import EXTERNAL, Engine
+from sim_clients.adapters.lammps_reading import fitting, lengths
 
 _WRITES = ("write_data", "write_restart", "write_dump", "write_coeff", "print", "shell", "info")
 """Commands that only tell the outside something: not executed again when an instance is rebuilt."""
@@ -66,10 +67,17 @@ class Course:
             alone: Run lines at the beginning that are executed as they stand.
             quiet: Whether what the deck writes is left out: the files of another run of it are there.
             ended: Told the position of each run line whose steps are done, before the commands after it.
+
+        Raises:
+            DeckError: A run line holds no whole coupling steps.
         """
         self._deck, self._keywords, self._every, self._external = deck, keywords, every, external
         self._alone, self._quiet, self._ended = deck.runs[:alone], quiet, ended
         self.place = Place(0, 0, 0, 0)
+        coupled = list(zip(deck.runs, lengths(deck), strict=True))[alone:]
+        self._lengths = [length for _, length in coupled if length]
+        for at, length in coupled:  # those that are written in the deck are looked at before anything is run
+            fits(deck.commands[at], length or 0, every, self._lengths)
 
     @property
     def over(self) -> bool:
@@ -210,7 +218,7 @@ class Course:
         if self._quiet and command.name in _FILES:
             return
         if command.name in _NAMES_BOX and "$" in text:
-            refuse(command, engine.expand(text))
+            refuse(command, engine.expand(text, command.place))
         before = int(engine.number("ntimestep"))
         engine.command(_without_files(text) if self._quiet else text, command.place)
         if command.name not in _SETS_STEP and (made := int(engine.number("ntimestep")) - before) > 0:
@@ -220,18 +228,17 @@ class Course:
 
     def _start(self, engine: Engine, index: int, command: Command) -> bool:
         """Starts a run line; False when it has no steps to drive and was executed as it is."""
-        told, now = run_line(command, engine.expand(command.text).split()), int(engine.number("ntimestep"))
+        told, now = (
+            run_line(command, engine.expand(command.text, command.place).split()),
+            int(engine.number("ntimestep")),
+        )
         if told.upto:
             told = replace(told, steps=told.steps - now)
         if told.steps <= 0 or index in self._alone:
             engine.command(command.text, command.place)
             self._ended(index)
             return False
-        if told.steps % self._every:
-            raise DeckError(
-                f"{command.place}: {command.text!r} is no multiple of simulation.every = {self._every} MD steps; "
-                f"choose simulation.every = {_divisor(told.steps, self._every)}, or change the run line"
-            )
+        fits(command, told.steps, self._every, self._lengths)
         self._add_external(engine)
         first = now if told.start is None else told.start
         last = now + told.steps if told.stop is None else told.stop
@@ -264,5 +271,10 @@ def _prints(words: Sequence[str]) -> bool:
     return words[0] == "fix" and words[3:4] == ["print"]
 
 
-def _divisor(steps: int, near: int) -> int:
-    return next(n for n in range(min(near, steps), 0, -1) if steps % n == 0)
+def fits(command: Command, steps: int, every: int, others: Sequence[int]) -> None:
+    """Raises DeckError when a run line does not hold whole coupling steps; `others` are the lengths of all others."""
+    if steps % every:
+        raise DeckError(
+            f"{command.place}: {command.text!r} is no multiple of simulation.every = {every} MD steps; choose "
+            f"simulation.every = {fitting([steps, *others], every)}, or change the run line"
+        )

@@ -59,6 +59,11 @@ _AVOID = (
         r"^\S+ (equal|atom|vector) .*(?<!{)\belapsed\b",
         "elapsed counts from the begin of a block; use elaplong, which counts from the begin of the run line",
     ),
+    (
+        "fix",
+        r"^\S+ \S+ print .*\$\([^)]*\belapsed\b",
+        "elapsed counts from the begin of a block; use elaplong, which counts from the begin of the run line",
+    ),
     ("boundary", _SHRINKS, "a shrink-wrapped box changes with the atoms and is not saved; use p or f"),
     ("change_box", _SHRINKS, "a shrink-wrapped box changes with the atoms and is not saved; use p or f"),
     (
@@ -189,8 +194,8 @@ def read_deck(path: str, read: Callable[[str], str]) -> Deck:
         read: Gives the text of a file by name.
 
     Raises:
-        DeckError: Something in it cannot be driven.
-        OSError: From `read`.
+        DeckError: Something in it cannot be driven, or a file that it includes cannot be read.
+        OSError: From `read`, of the deck itself.
     """
     found: list[Command] = []
     for command in _included(path, read, ()):
@@ -237,11 +242,13 @@ def run_line(command: Command, words: Sequence[str]) -> RunLine:
         if upto:
             rest.remove("upto")
         told = dict(zip(rest[::2], rest[1::2], strict=True))
+        start, stop = (int(told[key]) if key in told else None for key in ("start", "stop"))
     except (IndexError, ValueError):
-        raise DeckError(f"{command.place}: {' '.join(words)!r} is no run command; write: run STEPS") from None
+        raise DeckError(
+            f"{command.place}: {' '.join(words)!r} is no run command; write: run STEPS, with whole numbers"
+        ) from None
     if unknown := [key for key in told if key not in _RUN_KEYS]:
         raise DeckError(f"{command.place}: run knows no {unknown[0]!r}; there are {', '.join(_RUN_KEYS)}")
-    start, stop = (int(told[key]) if key in told else None for key in ("start", "stop"))
     return RunLine(steps, upto, start, stop, told.get("pre", "yes") not in ("no", "off", "false"))
 
 
@@ -279,7 +286,13 @@ def _included(path: str, read: Callable[[str], str], above: tuple[str, ...]) -> 
                 f"{command.place}: {command.text!r} cannot be followed before LAMMPS starts, and a run line in it "
                 "would be missed; write the name of one other file"
             )
-        yield from _included(name, read, (*above, path))
+        try:
+            yield from _included(name, read, (*above, path))
+        except OSError as problem:
+            raise DeckError(
+                f"{command.place}: {command.text!r}: {name} cannot be read ({problem.strerror}); names of files count "
+                "from the current folder"
+            ) from problem
 
 
 def _refuse(commands: Sequence[Command], runs: Sequence[int]) -> None:

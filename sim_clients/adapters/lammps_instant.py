@@ -12,8 +12,8 @@ from coupler.ranks import Ranks
 from schemas.fields import Block
 from sim_clients.adapters.lammps_engine import Box, Engine
 
-VARYING = {"omega": "omega_flag", "angmom": "angmom_flag", "mu": "mu_flag", "q": "q_flag"}
-"""What atoms of some styles have besides position and velocity, and the setting that says so."""
+VARYING = ("omega", "angmom", "mu", "q", "sp")
+"""What atoms of some styles have besides position and velocity."""
 
 
 class Instant(NamedTuple):
@@ -57,7 +57,7 @@ class Instants:
 
     def take(self, engine: Engine) -> Instant:
         """Copies; cheap beside a step."""
-        names = ["x", "v", "image", *(name for name, flag in VARYING.items() if engine.has(flag))]
+        names = ["x", "v", "image", *(name for name in VARYING if engine.has(name))]
         arrays = {name: engine.read(name) for name in names}
         return Instant(engine.tags(), arrays, engine.box, int(engine.number("ntimestep")), engine.time, engine.dt)
 

@@ -121,6 +121,9 @@ def refusals():
         "compute": (BOX + "fix 1 all nve\nrun 100", {"thermo": ("c_thermo_temp",)}),
         "alone": (BOX + "fix 1 all nve\nrun 100", {"equilibration": 1}),
         "hidden": (BOX + 'fix 1 all nve\nvariable r string "run 10"\n${r}\nrun 100', {}),
+        "later": (BOX + "fix 1 all nve\nvariable n index 105\nrun 100\nrun $n\nrun 40", {}),
+        "undefined": (BOX + "fix 1 all nve\nrun ${nn}", {}),
+        "word": (BOX + "fix 1 all nve\nrun 100 start abc", {}),
         "shrunk": (BOX.replace("lattice", "variable b string s\nboundary p p ${b}\nlattice", 1) + "run 100", {}),
         "triclinic": (text.replace("region box block 0 5 0 5 0 5", "region box prism 0 5 0 5 0 5 1 0 0"), {}),
     }
@@ -166,7 +169,7 @@ def spans():
     long.integrate(0.1, 1)
     long.restore(token)
     back = float(long.snapshot()["drift"]) * float(long.snapshot()["ke"])
-    again = len(long._ranges), back == wide[-1]
+    again = len(long._recent.parts), back == wide[-1]
     return f"{wide[0] == ranges[0]} {covers} {max(wide) > max(ranges)} {again}"
 
 
@@ -308,6 +311,76 @@ run 1000"""
     between = spin()
     simulation.restore(token)
     return f"{np.abs(before).max() > 0} {(between != before).any()} {(spin() == before).all()}"
+
+
+def moments():
+    """Magnetic spins come back, which LAMMPS's library tells no type of."""
+    deck = """units metal
+atom_style spin
+atom_modify map array
+lattice bcc 2.87
+region box block 0 8 0 4 0 4
+create_box 1 box
+create_atoms 1 box
+mass 1 55.8
+set group all spin/atom 2.2 0 0 1
+velocity all create 300 5 loop geom
+pair_style spin/exchange 3.4
+pair_coeff * * exchange 3.4 0.02726 0.2171 1.841
+fix 1 all precession/spin zeeman 10 1 0 0
+fix 2 all nve/spin lattice moving
+timestep 0.0002
+run 1000"""
+    simulation = lammps(deck, particles=("v",))
+
+    def here():
+        own = simulation._engine.tags(), simulation._engine.read("sp")
+        tags, spins = zip(*RANKS.bcast(RANKS.gather(own)), strict=True)
+        return np.concatenate(spins)[np.argsort(np.concatenate(tags))]
+
+    simulation.integrate(0.002, 3)
+    token, before = simulation.save(), here()
+    simulation.integrate(0.002, 3)
+    between = here()
+    simulation.restore(token)
+    return f"{(between != before).any()} {(here() == before).all()}"
+
+
+BY_STEP = {
+    "deform": "fix 2 all deform 1 x erate 0.1 remap x",
+    "move": "region half block INF 2.5 INF INF INF INF\ngroup half region half\nfix 2 half move linear 0.1 0 0",
+    "swiggle": "variable f equal swiggle(0,1,5)\nfix 2 all addforce v_f 0 0",
+}
+
+
+def bars():
+    """What counts MD steps times dt bars another dt and the way back, as long as it is there, and says so by line."""
+    said = []
+    for name, text in BY_STEP.items():
+        simulation = lammps(f"{BOX}fix 1 all nve\n{text}\nrun 100\nunfix 2\nvariable f delete\nrun 100")
+        simulation.integrate(0.05, 2)
+        token = simulation.save()
+        for what in (lambda: simulation.integrate(0.04, 1), lambda: simulation.restore(token)):  # noqa: B023
+            try:
+                what()
+                said.append(f"{name}: went on")
+            except SimulationFailed as failed:
+                said.append(f"{name}: {failed}")
+    bonds = BOX.replace("region", "atom_style bond\nregion").replace(
+        "create_box 1 box", "create_box 1 box bond/types 1 extra/bond/per/atom 12 extra/special/per/atom 60"
+    )
+    broken = "bond_style harmonic\nbond_coeff 1 1 1\nfix 1 all nve\nfix 2 all bond/break 10 1 2.0\nrun 100"
+    simulation = lammps(bonds + broken)
+    simulation.integrate(0.04, 1)  # another dt is nothing to it
+    try:
+        simulation.restore(simulation.save())
+    except SimulationFailed as failed:
+        said.append(f"bonds: {failed}")
+    gone = lammps(f"{BOX}fix 1 all nve\nfix 2 all deform 1 x erate 0.1\nrun 50\nunfix 2\nrun 100")
+    gone.integrate(0.05, 5)
+    gone.integrate(0.04, 1)
+    gone.restore(gone.save())
+    return "\n".join(said)
 
 
 if __name__ == "__main__":

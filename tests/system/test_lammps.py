@@ -53,6 +53,7 @@ def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_
         ("second_line", "True True True True"),
         ("lines_end", "0.5 0.7 [True, 0.0] True 0.02 20"),
         ("spins", "True True True"),
+        ("moments", "True True"),
         ("no_files", "['kept', 'kept', 'kept', 'kept']"),
     ],
 )
@@ -94,6 +95,10 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
     assert "variable my equal c_thermo_temp" in lines.pop("compute")
     assert "in.test:11: no run line is left to couple: 1 of 1" in lines.pop("alone")
     assert "in.test:12: '${r}' made 10 MD steps without the coupling" in lines.pop("hidden")
+    assert "in.test:13: 'run $n' is no multiple" in lines["later"]
+    assert "choose simulation.every = 5, or" in lines.pop("later")
+    assert "in.test:11: 'run ${nn}': " in lines["undefined"] and "illegal variable nn" in lines.pop("undefined")
+    assert "in.test:11: 'run 100 start abc' is no run command" in lines.pop("word")
     assert "in.test:3" in lines["shrunk"] and "shrink-wrapped" in lines.pop("shrunk")
     assert "LAMMPS made 5 of 10 MD steps and stopped by itself" in lines.pop("halt")
     assert "the box is triclinic" in lines.pop("tilted")
@@ -102,6 +107,18 @@ def test_what_is_wrong_is_said_with_its_place(ranks, tmp_path):
         assert "in.test:11: 'pair_coeff 1 1 none.eam'" in lines["potential"]
         assert "cannot open eam potential file none.eam" in lines.pop("potential")
     assert not lines
+
+
+def test_what_counts_steps_bars_another_dt_and_the_way_back(tmp_path):
+    lines = said("bars", 2, tmp_path).splitlines()
+    for name, place in (("deform", "(in.test:11)"), ("move", "(in.test:13)"), ("swiggle", "(in.test:11)")):
+        another, back = [line for line in lines if line.startswith(name)]
+        assert "At time 0.1, dt cannot change to 0.004: " in another and "the run cannot go back: " in back
+        assert f"{place} goes by the number of MD steps times the present dt" in another and place in back
+    assert lines[6:] == [
+        "bonds: At time 0.04, the run cannot go back: 'fix 2 all bond/break 10 1 2.0' (in.test:14) changes bonds, and "
+        "those of a saved state cannot be put back"
+    ]
 
 
 def test_an_error_of_one_rank_alone_ends_the_job_with_its_cause(tmp_path):

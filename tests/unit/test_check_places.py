@@ -139,3 +139,24 @@ def test_conclusion_of_a_run_that_missed_every_step(capsys: pytest.CaptureFixtur
     missed = {"n": 5, "max": 12.0, "tolerance": 0.1, "missed": 1.0}
     running._conclude({"status": "finished", "learned_fraction": 0.0, "dt_error": missed}, Console(width=200))
     assert "100 % of the steps missed their tolerance, at most 120 times it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        ({"produced": 0, "dropped": {}}, ""),
+        ({"produced": 10, "dropped": {"no credit": 5}}, ""),
+        (
+            {"produced": 10, "dropped": {"no server yet": 2, "no credit": 7}},
+            "9 of 10 states were dropped, most of them for one reason: no credit.",
+        ),
+        (
+            {"produced": 9, "dropped": {"could not be assembled": 9}, "server": {"unusable": {"id 2 came twice": 9}}},
+            "9 of 9 states were dropped, most of them for one reason: could not be assembled: id 2 came twice.",
+        ),
+    ],
+)
+def test_that_most_states_came_to_nothing_is_the_last_word(samples: dict[str, object], says: str) -> None:
+    console = Console(width=200, record=True)
+    running._conclude({"status": "finished", "learned_fraction": 0.0, "samples": samples}, console)
+    assert says == running.mostly_dropped(samples) and says in console.export_text()

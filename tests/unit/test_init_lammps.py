@@ -52,6 +52,9 @@ def test_the_drift_of_a_long_run_looks_back_over_several_steps(run, span):
         ("fix 1 all rigid/nvt molecule temp 1 1 1", "econserve"),
         ("fix 1 all rigid/npt/small molecule temp 1 1 1 iso 0 0 1", "econserve"),
         ("fix 1 all rigid/nph molecule iso 0 0 1", "econserve"),
+        ("fix 1 all nvt/omp temp 1 1.0 0.1", "econserve"),
+        ("fix 1 all nve\nfix 2 all shake 1e-4 20 0 b 1\nfix 3 all ave/time 10 1 10 c_1\nfix 4 all print 9 x", "etotal"),
+        ("fix 1 all nve/limit 0.1\nunfix 1\nfix 1 all nve", "etotal"),
     ],
 )
 def test_the_ensemble_tells_what_is_conserved(fixes, invariant):
@@ -80,6 +83,10 @@ def test_the_ensemble_tells_what_is_conserved(fixes, invariant):
         ("fix 1 all nve\npair_style hybrid granular lj/cut 2.5", "(in.x:2) takes energy away in each contact"),
         ("fix 1 all nve\npair_style dpd 1.0 1.0 34387", "(in.x:2) has friction that no keyword counts"),
         ("fix 1 all nve\nfix 2 all drag 5 5 5 0.1 2.0", "(in.x:2) does work on the atoms"),
+        ("fix 1 all nve\nfix 2 all adapt 1 pair lj/cut epsilon 1 1 v_e", "(in.x:2) is not known to keep the energy"),
+        ("fix 1 all nve\nfix 2 all bond/break 10 1 2.0", "(in.x:2) is not known to keep the energy"),
+        ("fix 1 all nvt/sllod temp 1 1 1", "(in.x:1) is not known to keep the energy"),
+        ("fix 1 all nve\nfix 2 all langevin/eff 1 1 1 5", "(in.x:2) is not known to keep the energy"),
     ],
 )
 def test_what_is_not_conserved_is_not_guessed(fixes, why):
@@ -169,3 +176,41 @@ def test_a_deck_that_cannot_be_driven_leaves_no_case(tmp_path, text, why):
     with pytest.raises(CouplerError, match=why):
         init_lammps(tmp_path / "in.x", tmp_path / "case")
     assert not (tmp_path / "case").exists()
+
+
+def test_run_lines_before_the_energy_is_conserved_are_left_uncoupled():
+    text = case(
+        "timestep 0.1\nfix 1 all nve/limit 0.1\nrun 77\nunfix 1\ntimestep 0.002\nfix 1 all nve\nrun 330\nrun 20"
+    )
+    spec = parse(text)
+    assert spec.simulation.settings["equilibration"] == 1 and spec.simulation.settings["invariant"] == "etotal"
+    assert (spec.simulation.settings["every"], spec.run.steps, spec.limits.dt_max) == (10, 35, 0.08)
+    assert "its 2 run lines count MD steps" in text and "what is conserved" not in text
+
+
+def test_variables_that_hold_a_number_are_read():
+    text = case("variable dt equal 0.004\nvariable n index 500\ntimestep ${dt}\nfix 1 all nve\nrun $n")
+    spec = parse(text)
+    assert (spec.limits.dt_min, spec.run.steps) == (0.004, 50) and "Not decided: how long" not in text
+    stepped = case("variable n index 500 600\nvariable k index 3\nnext k\nfix 1 all nve\nrun $n\nrun $k")
+    assert stepped.count("# Not decided: how long") == 2
+
+
+def test_a_dt_that_must_stay_is_said():
+    text = case("fix 1 all nve\nfix 2 all deform 1 x erate 0.1\nrun 100")
+    assert "# Not decided: another dt than the deck's, which only mode shadow keeps: 'fix 2 all deform" in text
+
+
+def test_any_name_of_a_deck_makes_a_case(tmp_path):
+    deck = tmp_path / 'in "q" \\u00e4'
+    deck.write_text("fix 1 all nve\nrun 100")
+    (path,) = init_lammps(deck, tmp_path / "case")
+    assert check(path).simulation.settings["input"] == str(deck)
+
+
+def test_a_file_that_is_included_and_not_there_is_said_with_its_line(tmp_path):
+    (tmp_path / "in.x").write_text("units lj\ninclude pot.lmp\nrun 100")
+    with pytest.raises(
+        CaseError, match=r"in.x:2: 'include pot.lmp': pot.lmp cannot be read \(No such file.*current fol"
+    ):
+        init_lammps(tmp_path / "in.x", tmp_path / "case")

@@ -125,6 +125,7 @@ def test_included_files_are_put_in():
         ("thermo v_s", "write a number"),
         ('variable t equal "elapsed * 2"', "use elaplong"),
         ("variable t atom x*elapsed", "use elaplong"),
+        ('fix 9 all print 10 "$(step) $(elapsed)"', "use elaplong"),
         ("atom_modify map array id no", "leave `id no` out"),
     ],
 )
@@ -139,6 +140,7 @@ def test_what_cannot_be_driven_is_refused_by_line(line, why):
         "variable t equal elaplong",
         "variable t equal v_elapsed+${elapsed}",
         'variable t string "time elapsed"',
+        'fix 9 all print 10 "time elapsed: $(elaplong)"',
         "thermo 100",
         "run_style verlet",
         "atom_modify map array id yes",

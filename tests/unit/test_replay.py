@@ -104,8 +104,10 @@ def test_ranks_share_rows_and_ids(recording):
     assert [part.blocks["u"].offset for part in parts] == [(0, 0), (2, 0), (4, 0)]
     assert np.concatenate([part.blocks["x"].ids for part in parts]).tolist() == [0, 1, 2, 3, 4]
     assert all(part["lift"] == 0 for part in parts)
-    with pytest.raises(PluginError, match=r"'x' has shape \(5,\).* cannot be shared by 6 ranks"):
-        play(recording, Part(0, 6))
+    many = [play(recording, Part(rank, 7)).snapshot() for rank in range(7)]
+    assert [len(part["x"]) for part in many] == [1, 1, 1, 1, 1, 0, 0] and [len(part["u"]) for part in many][-1] == 0
+    assert np.array_equal(np.concatenate([part["u"] for part in many]), state(0)["u"])
+    assert np.concatenate([part.blocks["x"].ids for part in many]).tolist() == [0, 1, 2, 3, 4]
 
 
 @NEEDS_ADIOS
