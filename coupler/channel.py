@@ -36,7 +36,7 @@ class StreamedSeqs:
         self._open.add(seq)
 
     def acknowledged(self, ack: Ack, now: float) -> int:
-        """Takes an acknowledgement; how many were lost in a row when the stream is to be given up, said once, else 0."""
+        """Takes an acknowledgement; how many were lost in a row when the stream is to be given up, told once, or 0."""
         for seq in sorted(seq for seq in self._open if seq <= ack.received):
             self._open.discard(seq)
             self._since = now if not self._lost else self._since

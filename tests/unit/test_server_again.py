@@ -27,7 +27,7 @@ class Counting(ScriptedTask):
     def observe(self, snapshot: Snapshot) -> None:
         self.seen.append(snapshot.step)
 
-    def learn(self, steps: int) -> Report:  # noqa: ARG002
+    def learn(self, steps: int) -> Report:
         self.version, before = len(self.seen), self.version
         return Report(version=self.version, kind="counting", promoted=self.version > before, idle=True)
 
