@@ -213,8 +213,7 @@ def open_coupling(
         can_rewind=can_rewind,
     )
     if ways is not None and ranks.rank == 0:
-        routes = ways.outbox.routes
-        recorder.keep_books(lambda: (coupling.ledger, coupling.books, routes))
+        recorder.keep_books(lambda: (coupling.ledger, coupling.books, ways.outbox.ways))
     return coupling
 
 

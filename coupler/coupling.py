@@ -258,8 +258,8 @@ class Coupling:
         if self._channel is not None:
             self._channel.close(self._step, status, wait_s)
         self._alone.settle()
-        routes = self._channel.outbox.routes if self._channel else {}
-        self._record.close(self.ledger, self.books, routes)
+        ways = self._channel.outbox.ways if self._channel else {}
+        self._record.close(self.ledger, self.books, ways)
 
     # ------------------------------------------------------------------------------------------------ one exchange
 

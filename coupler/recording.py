@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from coupler.bulks.choice import Route
 from coupler.contracts import Advice
 from coupler.files import write_whole
 from coupler.ledger import Ledger
@@ -29,7 +28,7 @@ BOOKS_COST = 100
 """Books that are not closed yet are written so rarely that it takes no more than one part in so many of the time."""
 _NOTHING_TOLD = messages.Advice(action=Action.DIRECT)
 
-Books = tuple[Ledger, Mapping[str, Any], Mapping[str, Route]]
+Books = tuple[Ledger, Mapping[str, Any], Mapping[str, Any]]
 """Where the time went, what became of the samples, and which way each field went."""
 
 
@@ -144,12 +143,12 @@ class RunRecorder:
             self._observables.write(Observed(step=step, time=time, origin=0, values=values))
         self.flush()
 
-    def close(self, ledger: Ledger, books: Mapping[str, Any], routes: Mapping[str, Route]) -> None:
-        """Writes the final books, and which way each field went, and closes the files."""
+    def close(self, ledger: Ledger, books: Mapping[str, Any], ways: Mapping[str, Any]) -> None:
+        """Writes the final books, and which way each field went (`Outbox.ways`), and closes the files."""
         self._books = None
         self._trace.close()
         self._observables.close()
-        self._write(ledger.summary(), books, routes, closed=True)
+        self._write(ledger.summary(), books, ways, closed=True)
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system, so that it survives the process."""
@@ -157,19 +156,18 @@ class RunRecorder:
         self._observables.flush()
         began = perf_counter()
         if self._books is not None and began > self._books_due:
-            ledger, books, routes = self._books()
+            ledger, books, ways = self._books()
             time = {key: getattr(ledger, key) for key in CHEAP}
             with contextlib.suppress(OSError):  # a full disk is no reason to end the run
-                self._write(time, books, routes, closed=False)
+                self._write(time, books, ways, closed=False)
             spent = perf_counter() - began
             self._books_due = began + max(FLUSH_S, BOOKS_COST * spent)
 
     def _write(
-        self, time: Mapping[str, Any], books: Mapping[str, Any], routes: Mapping[str, Route], *, closed: bool
+        self, time: Mapping[str, Any], books: Mapping[str, Any], ways: Mapping[str, Any], *, closed: bool
     ) -> None:
         if self.folder is None:
             return
-        ways = {name: route._asdict() for name, route in routes.items()}
         facts = {"closed": closed, "time": time, "samples": books, "bulk": ways}
         write_whole(self.folder / LEDGER, json.dumps(facts, indent=1))
 

@@ -1,7 +1,8 @@
-"""Live progress of a run from the trace that it writes: a rich line on a terminal, plain lines in a log."""
+"""Live progress of a run, from what it writes: a rich line on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from rich.text import Text
 from coupler.trace import TRACE
 
 LOG_EVERY_S = 5.0
+_SAID = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (.+)$", re.MULTILINE)
+"""A line of a process's log, with the time before it."""
 STYLES = {"direct": "cyan", "trial": "yellow", "audit": "yellow", "learned": "green"}
 
 
@@ -74,40 +77,64 @@ class Standing:
         )
 
 
-class Progress:
-    """Shows a Standing while a run goes on. A context manager."""
+class Line:
+    """A line that changes: in its place on a terminal, now and again in a log. A context manager."""
 
-    def __init__(self, folder: Path, steps: int, console: Console, end_time: float | None = None) -> None:
-        """Args: folder: Run folder. steps: Steps of the run. console: Where to show. end_time: See `Standing`."""
-        self.standing = Standing(steps, end_time)
-        self._path, self._console = folder / TRACE, console
-        self._unpacker = msgpack.Unpacker(raw=False)
-        self._position = 0
+    def __init__(self, console: Console) -> None:
+        """Args: console: Where to show."""
+        self._console, self._last = console, ""
         self._shown = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Line:
         """Starts showing."""
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Shows the last line and stops."""
-        self._read()
+        """Stops."""
         if self._live is not None:
             self._live.stop()
-        self._console.print(self.standing.line(), highlight=False, soft_wrap=True)
+
+    def show(self, line: str, style: str = "") -> None:
+        """Shows what it is now, if that is due."""
+        if self._live is not None:
+            self._live.update(Text(line, style=style))
+        elif line != self._last and time.monotonic() - self._shown > LOG_EVERY_S:
+            self._shown, self._last = time.monotonic(), line
+            self.put(line)
+
+    def put(self, line: str) -> None:
+        """Shows it for good."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+class Progress:
+    """Shows a Standing while a run goes on. A context manager."""
+
+    def __init__(self, folder: Path, steps: int, console: Console, end_time: float | None = None) -> None:
+        """Args: folder: Run folder. steps: Steps of the run. console: Where to show. end_time: See `Standing`."""
+        self.standing = Standing(steps, end_time)
+        self._path, self._line = folder / TRACE, Line(console)
+        self._unpacker = msgpack.Unpacker(raw=False)
+        self._position = 0
+
+    def __enter__(self) -> Progress:
+        """Starts showing."""
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Shows the last line and stops."""
+        self._read()
+        self._line.__exit__()
+        self._line.put(self.standing.line())
 
     def tick(self) -> None:
         """Reads what is new and shows it when that is due."""
         self._read()
-        if self._live is not None:
-            style = STYLES.get(self.standing.last.get("phase", ""), "")
-            self._live.update(Text(self.standing.line(), style=style))
-        elif time.monotonic() - self._shown > LOG_EVERY_S:
-            self._shown = time.monotonic()
-            self._console.print(self.standing.line(), highlight=False, soft_wrap=True)
+        self._line.show(self.standing.line(), STYLES.get(self.standing.last.get("phase", ""), ""))
 
     def _read(self) -> None:
         if not self._path.exists():
@@ -119,3 +146,11 @@ class Progress:
         self._unpacker.feed(data)
         for record in self._unpacker:
             self.standing.add(record)
+
+
+def last_said(log: Path) -> str:
+    """What a process has said last in its log; empty before it has said anything."""
+    if not log.exists():
+        return ""
+    said = _SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
+    return str(said[-1]) if said else ""

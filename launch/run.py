@@ -26,7 +26,7 @@ from launch import one_process
 from launch.check import crowded
 from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
-from launch.progress import Progress
+from launch.progress import Line, Progress, last_said
 from launch.report.summary import summarise
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
@@ -183,10 +183,11 @@ def _reference(spec: RunSpec, folder: Path, console: Console, signals: Signals) 
     planned = next(p for p in _planned(alone, folder) if _is_simulation(p))
     log = folder / "logs" / "reference.log"
     process = replace(planned, argv=(*planned.argv, "--reference"), log=log)
-    console.print("Running the same case all-direct ...")
+    console.print("Running the reference: the same case all-direct, or what the simulation compares with ...")
     began = time.perf_counter()
-    with Supervisor() as supervisor:
-        outcome = supervisor.watch(supervisor.start(process), asked=lambda: signals.asked)
+    with Line(console) as line, Supervisor() as supervisor:
+        child = supervisor.start(process)
+        outcome = supervisor.watch(child, tick=lambda: line.show(last_said(log)), asked=lambda: signals.asked)
     wall_s = time.perf_counter() - began
     result = folder / REFERENCE / RESULT
     if outcome.interrupted:

@@ -138,6 +138,9 @@ class Trainer:
             return
         if (self._pending or not self._report.idle) and time.monotonic() >= self._rest_until:
             promoted = self._learn(self.task) or promoted
+        if not getattr(self._link, "connected", True):  # the model is told when there is somebody to tell
+            self._teaches_anew = promoted
+            return
         news = promoted or self._released or self._report.backtests != self._told_backtests
         if news or time.monotonic() - self._reported > ALIVE_S:
             self._teaches_anew = not self._tell(promoted) and promoted

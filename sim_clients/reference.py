@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -23,7 +24,9 @@ from coupler.trace import OBSERVABLES, TRACE, Observed, Recorder, read, trajecto
 from schemas.fields import Array, with_role
 from schemas.run import RunSpec
 from sim_clients import views
+from sim_clients.paced import Paced
 
+log = logging.getLogger("sim_clients")
 REFERENCE = "reference"
 ERRORS = "errors.msgpack"
 ROUNDING = 1e-6
@@ -85,7 +88,7 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
     comparison = Comparison(spec, folder, ranks, by_time=by_time)
     dt = spec.limits.dt or simulation.snapshot().dt
     comparison.begin(simulation)
-    integrated_s = 0.0
+    integrated_s, paced = 0.0, Paced(log.info if ranks.rank == 0 else lambda _: None)
     ended = simulation.ended if isinstance(simulation, Ending) else lambda: ""
     while not terms.over(now := simulation.snapshot()) and not ended():
         ahead = terms.cut(dt, now.time)
@@ -94,6 +97,7 @@ def run_reference(spec: RunSpec, folder: Path, ranks: Ranks) -> dict[str, Any]:
         simulation.integrate(ahead, 1)
         integrated_s += time.perf_counter() - resumed
         comparison.after_step(simulation)
+        paced(f"step {now.step}, time {now.time:.4g}, all-direct")
     comparison.finish(simulation)
     compared_s = time.perf_counter() - ready - integrated_s
     return {"status": "finished", "startup_s": ready - began, "loop_s": integrated_s, "compared_s": compared_s}

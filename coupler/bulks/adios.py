@@ -12,7 +12,6 @@ step and time as values.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coupler.bulks.adios_engine import TYPES, Sockets, engine_io, knock_file, knocked, knocking, open_engine, telling
+from coupler.bulks.adios_engine import (
+    TYPES,
+    Sockets,
+    await_step,
+    engine_io,
+    knock_file,
+    knocked,
+    knocking,
+    open_engine,
+    telling,
+)
 from coupler.bulks.parts import Part, StepLayout
 from coupler.distribution import Region, Share
 from coupler.errors import LinkError, SchemaMismatch
@@ -233,9 +242,9 @@ class AdiosReader:
         return self._next(timeout_s, self._parts)
 
     def _next(self, timeout_s: float, read: Callable[[], T]) -> T | None:
-        end = time.monotonic() + timeout_s
         with telling(f"the stream {self._path.name} cannot be read"):
-            while self._begin(max(end - time.monotonic(), 0.0)):
+            while (left := await_step(self._engine, self._path.name, timeout_s)) is not None:
+                timeout_s = left
                 try:
                     if self._holds(LAYOUT) or self._holds(NUMBER):  # else the writer only came by
                         self._turn = (self._turn + 1) % SETS
@@ -306,16 +315,6 @@ class AdiosReader:
         """Leaves the stream; raises LinkError where it fails at that."""
         with telling(f"the stream {self._path.name} cannot be left"):
             self._engine.close()
-
-    def _begin(self, timeout_s: float) -> bool:
-        from adios2.bindings import StepMode, StepStatus
-
-        status = self._engine.begin_step(StepMode.Read, float(timeout_s))
-        if status == StepStatus.OK:
-            return True
-        if status == StepStatus.NotReady:
-            return False
-        raise LinkError(f"the stream {self._path.name} has ended, or its writer is gone ({status})")
 
     def _head(self) -> Step:
         if self._holds(LAYOUT):

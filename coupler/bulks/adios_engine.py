@@ -8,6 +8,8 @@ Facts that shape this module and `coupler.bulks.adios`, each measured (ADIOS2 2.
 - A writer that ends its step for a reader that is stopped would wait for ever under any policy but `Discard`; for one
   that is killed just then it may wait for ever under any. So a rank writes through `coupler.bulks.courier`.
 - SST leaves Nagle's algorithm on: two small messages in turn then take 40 ms each on loopback. `hurry` turns it off.
+- A reader that waits with a time-out leaves a task in SST's own thread, whose removal races with it (ADIOS2 issue
+  1862); on an overloaded machine that may have killed a server twice. So `await_step` asks again and again.
 - The queue counts the steps that are kept in reserve. Once a step was dropped, a reader waits for the next one whatever
   its time-out says. So the queue has room for the reserve and for all that the credit lets be under way.
 - Steps that a writer makes only to come by count in its queue and in its reserve, like any other. Made all the time,
@@ -24,6 +26,7 @@ import re
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +51,10 @@ OURS = {
     "opentimeoutsecs": "set by the coupler",
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SPINS, SPIN_S = 300, 5e-6
+"""How often a reader asks at once whether a step is there, and about how long that takes each time."""
+PAUSE_S, LONGEST_PAUSE_S, SLOWER = 1e-5, 2e-3, 1.1
+"""Then it pauses, longer by this factor each time."""
 HURRIED_STEPS = 64
 """Steps at which new sockets are looked for; later at every so many-th."""
 
@@ -197,3 +204,36 @@ def open_engine(io: Any, path: Path, mode: str, comm: Any) -> Any:
 
     with telling(f"the stream {path.name} cannot be opened"):
         return io.open(str(path), getattr(Mode, mode), *([] if comm is None else [comm]))
+
+
+def await_step(engine: Any, name: str, timeout_s: float) -> float | None:
+    """Begins the next step of a reader, once it is there.
+
+    The calls depend on the time allowed alone, not on a clock: readers that wait together make the same ones.
+
+    Args:
+        engine: The reader's engine.
+        name: Name of the stream.
+        timeout_s: How long to wait.
+
+    Returns:
+        What is left of that time; None when no step came.
+
+    Raises:
+        LinkError: The stream has ended, or its writer is gone.
+    """
+    from adios2.bindings import StepMode, StepStatus
+
+    turn, pause, left = 0, PAUSE_S, timeout_s
+    while (status := engine.begin_step(StepMode.Read, 0.0)) == StepStatus.NotReady:
+        if left <= 0.0:
+            return None
+        if turn < SPINS:
+            os.sched_yield()
+            turn, left = turn + 1, max(left - SPIN_S, 0.0)
+        else:
+            time.sleep(min(pause, left))
+            left, pause = max(left - pause, 0.0), min(SLOWER * pause, LONGEST_PAUSE_S)
+    if status != StepStatus.OK:
+        raise LinkError(f"the stream {name} has ended, or its writer is gone ({status})")
+    return left

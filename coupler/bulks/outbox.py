@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Outbox:
     Attributes:
         near: Empty when the other side sees this node's shared memory, else why not. Set at the handshake.
         routes: Way of each field that was sent so far.
-        crowded: Parcels that travelled in frames because no slot was free.
+        framed: Of each field, states that travelled in frames because no slot was free.
         staging: Whether large arrays that travel in frames are put into slots of our own memory, which `send` need not
             copy: for a Link that sends in place. Fresh memory, which a Link would copy them to, costs more.
     """
@@ -107,7 +108,7 @@ class Outbox:
         """
         self.near = "not known yet"
         self.routes: dict[str, Route] = {}
-        self.crowded = 0
+        self.framed: Counter[str] = Counter()
         self._rules, self._folder, self._stem, self._digest = rules, folder, stem, digest
         self._slots = rules.slots or slots
         self._unchanging = unchanging
@@ -186,6 +187,11 @@ class Outbox:
         lent = self._own.lend(name, shape, dtype) if lent is None else lent
         return np.empty(shape, dtype) if lent is None else lent
 
+    @property
+    def ways(self) -> dict[str, dict[str, Any]]:
+        """What to tell of each field: its way, why, and how many states of it went in frames instead."""
+        return {name: {**route._asdict(), "in_frames": self.framed[name]} for name, route in self.routes.items()}
+
     def close(self) -> None:
         """Frees everything."""
         self._shared.close()
@@ -215,7 +221,7 @@ class Outbox:
             log.warning("No shared memory for %s: %s", self._stem, self._no_ring)  # a record must not hold frames
             return {}
         if found is None:
-            self.crowded += 1
+            self.framed.update(blocks.keys())
             return {}
         ring, slot, places = found
         slots.append((ring, slot))
@@ -256,7 +262,7 @@ class Outbox:
                 self._stream = self._open_stream()
             place = self._stream.put(step, time, blocks)
         except Crowded:
-            self.crowded += 1
+            self.framed.update(blocks.keys())
             return {}
         except (LinkError, OSError) as error:
             self.no_stream(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ from sim_clients.adapters.lammps_drift import LookBack, Range
 from sim_clients.adapters.lammps_engine import Engine, finite
 from sim_clients.adapters.lammps_instant import Instant, Instants
 from sim_clients.adapters.lammps_units import unit_of
+from sim_clients.paced import Paced
 
+log = logging.getLogger("sim_clients.lammps")
 Count = Annotated[int, Meta(gt=0)]
 Keyword = Annotated[str, Meta(pattern=r"^(v_)?[A-Za-z]\w*\Z")]
 
@@ -286,6 +289,7 @@ class Lammps:
             every=self._every,
             tolerance=self._tolerance,
             windows=self._windows,
+            say=Paced(log.info if ranks.rank == 0 else lambda _: None),
         )
         return compare(observed, case, WALL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from sim_clients.adapters.lammps_deck import Command, Deck
 from sim_clients.adapters.lammps_reading import fixes, variables
@@ -29,6 +30,7 @@ SAVED_STYLES = (
 """Atom styles all of whose state is saved, as `lammps_instant` knows it, or does not change."""
 
 
+@lru_cache(maxsize=16)  # asked in every step that changes dt
 def bars_dt(deck: Deck, at: int) -> str:
     """Why dt must stay what it is at a position of the deck; empty when it need not."""
     for command in fixes(deck, at):

@@ -16,6 +16,7 @@ from coupler.errors import StepFailed
 from sim_clients.adapters.lammps_course import Course
 from sim_clients.adapters.lammps_drift import WindowDrift
 from sim_clients.adapters.lammps_engine import Engine
+from sim_clients.paced import Paced
 
 WIDE = 1.3
 """First ratio between settings that are tried."""
@@ -40,6 +41,7 @@ class Case(NamedTuple):
         every: MD steps between looks at it.
         tolerance: Largest drift in a window.
         windows: Windows of equal simulated time.
+        say: Takes a line about how far it is.
     """
 
     engine: Callable[[], Engine]
@@ -49,6 +51,7 @@ class Case(NamedTuple):
     every: int
     tolerance: float
     windows: int
+    say: Paced
 
 
 class Result(NamedTuple):
@@ -89,9 +92,10 @@ def compare(observed: Sequence[Mapping[str, Any]], case: Case, wall: str) -> dic
     own = _own(observed, case, wall, end)
     least = _least(own.curve, end, case.windows)
     hottest = max(record["values"]["ke"] for record in observed)
-    fixed = _largest(lambda dt: _plain(case, end, f"timestep {dt!r}", dt), least)
+    fixed = _largest(lambda dt: _plain(case, end, f"timestep {dt!r}", dt, f"fixed dt {dt:.4g}"), least)
     first = SPEEDS * (fixed or own).curve[-1][1] * (2.0 / 3.0 * hottest) ** 0.5
-    reset = _largest(lambda x: _plain(case, end, f"fix judged all dt/reset 1 NULL NULL {x!r} units box", x), first)
+    tries = "fix judged all dt/reset 1 NULL NULL {!r} units box"
+    reset = _largest(lambda x: _plain(case, end, tries.format(x), x, f"fix dt/reset, Xmax {x:.4g}"), first)
     runs = {"coupled": own, "fixed dt": fixed, "oracle": _oracle(case, end, least), "fix dt/reset": reset}
     found: dict[str, Any] = {"time": end, "wall_s": own.wall_s, "drift": own.drift, "tolerance": case.tolerance}
     for name, key in (("fixed dt", "over_fixed"), ("oracle", "over_oracle"), ("fix dt/reset", "over_dt_reset")):
@@ -147,7 +151,7 @@ def _largest(run: Callable[[float], Result | None], first: float) -> Result | No
     return best
 
 
-def _plain(case: Case, end: float, command: str, setting: float) -> Result | None:
+def _plain(case: Case, end: float, command: str, setting: float, what: str) -> Result | None:
     """LAMMPS alone, after a command; None as soon as a window misses the tolerance or LAMMPS stops."""
     began = time.perf_counter()
     engine, course = case.engine(), case.course()
@@ -161,8 +165,11 @@ def _plain(case: Case, end: float, command: str, setting: float) -> Result | Non
             now, steps = engine.value("time"), steps + case.every
             drift.add(now, engine.value(case.invariant), engine.value("ke"))
             curve.append((now, float(engine.number("dt"))))
+            case.say(f"{what}: time {now:.4g} of {end:.4g}")
             if not drift.keeps(case.tolerance):
+                case.say.now(f"{what}: misses the tolerance at time {now:.4g}")
                 return None
+        case.say.now(f"{what}: keeps the tolerance")
         return Result(setting, time.perf_counter() - began, steps, max(drift.worst), curve)
     except StepFailed:
         return None
@@ -182,6 +189,7 @@ def _oracle(case: Case, end: float, first: float) -> Result | None:
     dt, worst = first, 0.0
     for window in range(case.windows):
         token, until = steered.save(), end * (window + 1) / case.windows
+        case.say(f"oracle: window {window + 1} of {case.windows}")
         best = _largest(lambda h, until=until, token=token: _window(case, steered, token, until, h), dt)  # type: ignore[misc]
         if best is None:
             return None

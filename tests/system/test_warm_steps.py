@@ -45,7 +45,7 @@ def test_a_state_is_handed_over_in_memory_that_is_there(tmp_path: Path, size: in
 
             assert faults_a_step(step) < allowed(size)
             assert coupling.books["admitted"] >= LAST
-            assert coupling._channel is not None and not coupling._channel.outbox.crowded
+            assert coupling._channel is not None and not coupling._channel.outbox.framed
 
 
 @SIZES

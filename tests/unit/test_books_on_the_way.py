@@ -11,11 +11,12 @@ import pytest
 from scripted import Spinner
 
 from coupler import recording
-from coupler.bulks.choice import Route
 from coupler.contracts import Advice
 from coupler.ledger import Ledger
 from coupler.recording import FLUSH_S, LEDGER, RunRecorder, books_are_closed
 from coupler.testing.clock import ManualClock
+
+WAY = {"use": "inline", "why": "small", "in_frames": 0}
 
 
 class Kept:
@@ -29,7 +30,7 @@ class Kept:
 
     def _books(self) -> recording.Books:
         self.asked += 1
-        return self.ledger, {"produced": self.produced}, {"u": Route("inline", "small")}
+        return self.ledger, {"produced": self.produced}, {"u": WAY}
 
     def step(self, seconds: float = 1.0) -> None:
         self.produced += 1
@@ -57,7 +58,7 @@ def test_they_are_there_from_the_first_step_on(kept: Kept, tmp_path: Path) -> No
     for number in (1, 2, 3):
         kept.step()
         assert kept.written()["samples"] == {"produced": number}
-    assert kept.written()["bulk"] == {"u": {"use": "inline", "why": "small"}}
+    assert kept.written()["bulk"] == {"u": WAY}
     assert not books_are_closed(tmp_path) and kept.written()["time"]["direct_steps"] == 0
     kept.recorder.close(kept.ledger, {"produced": 9}, {})
     assert books_are_closed(tmp_path) and kept.written()["samples"] == {"produced": 9}

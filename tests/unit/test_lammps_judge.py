@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from coupler.testing.clock import ManualClock
 from sim_clients.adapters.lammps_drift import WindowDrift
 from sim_clients.adapters.lammps_judge import FINE, Result, _largest, _least
+from sim_clients.paced import Paced
 
 
 def test_drift_counts_from_the_start_of_each_window_over_its_kinetic_energy():
@@ -43,3 +45,14 @@ def test_the_search_begins_at_the_smallest_mean_of_a_window_but_the_first():
     curve = [(0.1, 1.0), (0.9, 3.0), (1.1, 5.0), (1.9, 7.0), (2.5, 8.0)]
     assert _least(curve, 3.0, 3) == 6.0
     assert _least(curve[:2], 3.0, 3) == 2.0
+
+
+def test_what_takes_long_is_said_now_and_again():
+    clock, said = ManualClock(), []
+    paced = Paced(said.append, clock)
+    for second in range(6):
+        paced(f"at {second}")
+        clock.advance(1.0)
+    paced.now("done")
+    paced("not yet")
+    assert said == ["at 2", "at 4", "done"]

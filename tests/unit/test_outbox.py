@@ -112,9 +112,9 @@ def test_a_field_that_grows_gets_a_larger_ring(pair: Pair, tmp_path: Path) -> No
 def test_with_all_slots_in_use_a_state_travels_in_frames(pair: Pair) -> None:
     for turn in range(6):
         assert arrived(pair.send(state(float(turn)), free=False), state(float(turn)))
-    assert pair.outbox.crowded == 2
+    assert pair.outbox.framed == {"x": 2, "p": 2}
     pair.outbox.free_all()
-    assert arrived(pair.send(state(9.0)), state(9.0)) and pair.outbox.crowded == 2
+    assert arrived(pair.send(state(9.0)), state(9.0)) and pair.outbox.framed == {"x": 2, "p": 2}
 
 
 def test_a_lent_array_is_sent_where_it_lies(pair: Pair) -> None:

@@ -117,10 +117,10 @@ def test_no_room_to_grow_leaves_what_is_under_way_readable(tmp_path: Path, monke
 def test_all_slots_busy(tmp_path: Path) -> None:
     made = outbox(tmp_path, slots=2)
     parcels = [put(made, cells(1000, float(key)), key) for key in (1, 2, 3)]
-    assert made.crowded == 1 and not parcels[2].slots
+    assert made.framed == {"u": 1} and not parcels[2].slots
     assert [read(tmp_path, parcel)["u"].array[0] for parcel in parcels] == [1.0, 2.0, 3.0]
     made.free(1)
-    assert put(made, cells(1000), 4).slots and made.crowded == 1
+    assert put(made, cells(1000), 4).slots and made.framed == {"u": 1}
     made.free_all()
     assert made.put(0, 0.0, cells(1000)).slots
     made.close()
@@ -132,7 +132,7 @@ def test_undone_slot_is_free_again(tmp_path: Path) -> None:
         parcel = made.put(0, 0.0, cells(1000))
         assert parcel.slots
         made.undo(parcel)
-    assert made.crowded == 0
+    assert not made.framed
     made.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scripted import DT, FIELDS, Spinner
 
 from coupler.contracts import Advice
@@ -21,7 +23,8 @@ from coupler.recording import RunRecorder
 from coupler.terms import Terms
 from coupler.testing.clock import ManualClock
 from coupler.trace import MOST_WAITING, Observed, Record, Recorder, read, trajectory
-from launch.progress import Standing
+from launch import progress
+from launch.progress import LOG_EVERY_S, Line, Standing, last_said
 from launch.report.history import read_history
 from schemas import messages
 from schemas.fields import Block, FieldSpec, Snapshot
@@ -217,3 +220,26 @@ def test_a_recorder_holds_no_more_than_it_must(tmp_path: Path) -> None:
     recorder.close()
     recorder.close()
     assert [r["step"] for r in read(path)] == list(range(MOST_WAITING + 1))
+
+
+def test_the_last_word_of_a_log_is_what_a_process_said_itself(tmp_path: Path) -> None:
+    log = tmp_path / "reference.log"
+    assert last_said(log) == ""
+    log.write_text("mpiexec says hello\n")
+    assert last_said(log) == ""
+    log.write_text(
+        "2026-01-02 03:04:05,678 fixed dt 0.1: [keeps]\n2026-01-02 03:04:06,000 oracle: window 2 of 9\nnoise\n"
+    )
+    assert last_said(log) == "oracle: window 2 of 9"
+
+
+def test_a_line_in_a_log_is_shown_when_it_has_changed_and_some_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, console = ManualClock(), Console(width=80, record=True, force_terminal=False)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=clock))
+    with Line(console) as line:
+        for said in ("[one]", "[two]", "[two]", "[two]"):
+            line.show(said)
+            clock.advance(LOG_EVERY_S)
+            clock.advance(0.1)
+            line.show(said)
+    assert console.export_text().split() == ["[one]", "[two]"]

@@ -36,7 +36,7 @@ class Met:
     """A Link whose listener comes and goes as it is told."""
 
     def __init__(self, link: MemoryConnection) -> None:
-        self._link, self.meetings = link, 1
+        self._link, self.meetings, self.connected = link, 1, True
         self.send, self.receive, self.close = link.send, link.receive, link.close
 
 
@@ -88,6 +88,28 @@ def test_a_server_that_comes_back_has_the_model_of_the_trainer_that_stayed(tmp_p
     second.close()
     for rest in (first.rank, first.recorder, first.trainer):
         rest.close()
+
+
+def test_a_model_that_is_learned_while_nobody_listens_is_told_later(tmp_path: Path) -> None:
+    set_up, handle = serving(tmp_path)
+    link = Met(set_up.trainer)
+    trainer = Trainer(lambda *_: Counting(), TASK, set_up.settings.run, link, tmp_path)
+    handle()
+    set_up.hello()
+    trainer.poll(0.0)
+    set_up.ask()
+    link.connected = False
+    for _ in range(3):
+        trainer.poll(0.0)
+    handle()
+    assert not set_up.server.core.models and not any((tmp_path / "checkpoint").iterdir())
+    link.connected = True
+    trainer.poll(0.0)
+    trainer.poll(0.0)
+    handle()
+    assert [model["version"] for model in set_up.server.core.models] == [1]
+    trainer.close()
+    set_up.close()
 
 
 def test_a_connection_that_only_broke_begins_nothing_anew(tmp_path: Path) -> None:
