@@ -210,7 +210,7 @@ def vote() -> None:
     ranks, seconds = MpiRanks(), []
     for turn in range(VOTES + WARM_UP):
         began = time.perf_counter()
-        agree(ranks, Vote(turn, True))
+        agree(ranks, Vote(turn, True, 0, turn))
         if turn >= WARM_UP:
             seconds.append(time.perf_counter() - began)
     if ranks.rank == 0:

@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import coverage, fan_in, imports, promises, runs, step, streaming, tcp, useless
 from benchmarks.stopwatch import REST, Stopwatch
 from benchmarks.table import BenchmarkFailed, judged, merge, row, show, spread, timing
+from coupler.ranks import Ranks
 from coupler.trace import OBSERVABLES, Observed, Recorder
 from schemas.fields import FieldSpec, Snapshot
 from sim_clients.views import VIEWS
@@ -289,3 +290,10 @@ def test_the_true_errors_of_adopted_states_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(coverage, "STEPS", 300)
     errors, bounds = coverage.adopted({"k": 1.0, "beta": 0.0, "amplitude": [0.5, 1.5]}, tmp_path / "run", 1)
     assert len(errors) > 3 and max(errors) < 1e-6 and all(0.0 < bound < coverage.TOLERANCE for bound in bounds)
+
+
+def test_the_ranks_of_the_step_benchmark_vote(monkeypatch, capsys):
+    monkeypatch.setattr(step, "MpiRanks", Ranks)
+    monkeypatch.setattr(step, "VOTES", 3)
+    step.vote()
+    assert len(json.loads(capsys.readouterr().out)) == 3
