@@ -22,6 +22,8 @@ _SETS_STEP = ("reset_timestep", "read_restart", "read_dump", "clear")
 """Commands that may change the step without making any."""
 _NAMES_BOX = ("boundary", "change_box")
 """Commands that are looked at once more when their variables have values."""
+ROUNDING = 1e-6
+"""Share of a step by which two ways to the same time may differ."""
 _FILE = re.compile(r"\sfile\s+(?=\S+(?!.*\sfile\s))")
 _NAMED_FILE = re.compile(r"\s(file|append)\s+\S+(?!.*\s(?:file|append)\s)")
 """The last `file` in the text of a fix, without and with its name: a text that is printed may hold the word too."""
@@ -117,7 +119,9 @@ class Course:
                 "`fix halt` with error soft, or `timer timeout`"
             )
         self.place = self.place._replace(left=self.place.left - n)
-        if self.place.left:
+        # Where `fix dt/reset` (of a run to compare with) has changed dt on the way, LAMMPS's own base is the right one.
+        steady = base[0] + (before + n - base[1]) * engine.dt
+        if self.place.left and abs(engine.time - steady) < ROUNDING * engine.dt:
             engine.time_base = base
 
     def finish(self, engine: Engine) -> bool:

@@ -11,6 +11,9 @@ from coupler.errors import SimulationFailed, StepFailed
 from coupler.ranks import MpiRanks
 from coupler.testing.simulation_check import check_simulation
 from sim_clients.adapters.lammps import Lammps
+from sim_clients.adapters.lammps_checks import deck_at
+from sim_clients.adapters.lammps_course import Course
+from sim_clients.adapters.lammps_engine import Engine
 
 MELT = str(Path(__file__).parent / "decks" / "in.melt")
 RANKS = MpiRanks()
@@ -381,6 +384,24 @@ def bars():
     gone.integrate(0.04, 1)
     gone.restore(gone.save())
     return "\n".join(said)
+
+
+def own_dt():
+    """A run to compare with, whose dt LAMMPS chooses: its time goes on, and is the sum of its steps."""
+    if RANKS.rank == 0:
+        Path("in.test").write_text(f"{BOX}fix 1 all nve\nfix 2 all temp/csvr 1.5 6.0 0.05 8888\nrun 400")
+    RANKS.bcast(None)
+    engine, course = Engine(RANKS, 0, "none"), Course(deck_at("in.test"), ("temp",), 10, False)
+    course.begin(engine)
+    engine.command("fix 3 all dt/reset 1 NULL NULL 0.02 units box")
+    course.set_up(engine)
+    times, dts = [engine.value("time")], []
+    for _ in range(40):
+        course.advance(engine, 10)
+        times.append(engine.value("time"))
+        dts.append(float(engine.number("dt")))
+    steps = np.diff(times) / 10
+    return f"{len(set(dts)) > 20} {steps.min() > 0.5 * min(dts)} {steps.max() < 1.5 * max(dts)}"
 
 
 if __name__ == "__main__":

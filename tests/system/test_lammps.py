@@ -54,6 +54,7 @@ def test_it_goes_back_over_a_change_in_the_deck_and_after_lost_atoms(ranks, tmp_
         ("lines_end", "0.5 0.7 [True, 0.0] True 0.02 20"),
         ("spins", "True True True"),
         ("moments", "True True"),
+        ("own_dt", "True True True"),
         ("no_files", "['kept', 'kept', 'kept', 'kept']"),
     ],
 )
