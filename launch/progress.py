@@ -17,6 +17,8 @@ from coupler.trace import TRACE
 LOG_EVERY_S = 5.0
 _SAID = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (.+)$", re.MULTILINE)
 """A line of a process's log, with the time before it."""
+TAIL_BYTES = 1 << 12
+"""So much of a log's end is looked at for its last line."""
 STYLES = {"direct": "cyan", "trial": "yellow", "audit": "yellow", "learned": "green"}
 
 
@@ -152,5 +154,7 @@ def last_said(log: Path) -> str:
     """What a process has said last in its log; empty before it has said anything."""
     if not log.exists():
         return ""
-    said = _SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - TAIL_BYTES, 0))
+        said = _SAID.findall(file.read().decode("utf-8", "replace"))
     return str(said[-1]) if said else ""

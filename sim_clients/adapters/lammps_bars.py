@@ -69,5 +69,6 @@ def bars_return(deck: Deck, at: int, atom_style: str) -> str:
 def _by_step(command: Command) -> str:
     return (
         f"{command.text!r} ({command.place}) goes by the number of MD steps times the present dt, and would jump; "
-        "write it as a function of `time`, or leave dt alone (mode shadow, or no task that advises dt)"
+        "write it as a function of `time`, or leave dt alone: mode shadow, or no task that advises dt, and a "
+        "run.end_time that ends a coupling step"
     )

@@ -11,15 +11,13 @@ from typing import NamedTuple
 from coupler.errors import SimulationFailed
 from sim_clients.adapters.lammps_deck import Command, Deck, DeckError, refuse, run_line, with_keywords
 from sim_clients.adapters.lammps_engine import EXTERNAL, Engine
-from sim_clients.adapters.lammps_reading import fitting, lengths
+from sim_clients.adapters.lammps_reading import SETS_STEP, fitting, lengths
 
 _WRITES = ("write_data", "write_restart", "write_dump", "write_coeff", "print", "shell", "info")
 """Commands that only tell the outside something: not executed again when an instance is rebuilt."""
 _DUMPS = ("dump", "dump_modify", "undump")
 _FILES = ("restart", "log", *_DUMPS, *_WRITES)
 """Commands that a course which leaves no files passes over."""
-_SETS_STEP = ("reset_timestep", "read_restart", "read_dump", "clear")
-"""Commands that may change the step without making any."""
 _NAMES_BOX = ("boundary", "change_box")
 """Commands that are looked at once more when their variables have values."""
 ROUNDING = 1e-6
@@ -225,7 +223,7 @@ class Course:
             refuse(command, engine.expand(text, command.place))
         before = int(engine.number("ntimestep"))
         engine.command(_without_files(text) if self._quiet else text, command.place)
-        if command.name not in _SETS_STEP and (made := int(engine.number("ntimestep")) - before) > 0:
+        if command.name not in SETS_STEP and (made := int(engine.number("ntimestep")) - before) > 0:
             raise DeckError(
                 f"{command.place}: {command.text!r} made {made} MD steps without the coupling: write a plain `run` line"
             )

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from sim_clients.adapters.lammps_deck import Command, Deck
 
-_SETS_STEP = ("reset_timestep", "read_restart", "read_dump")
+SETS_STEP = ("reset_timestep", "read_restart", "read_dump", "clear")
+"""Commands that may change the step without making any."""
 _KEEPS_FIRST = ("index", "string")
 """Styles of a variable whose one value is a text."""
 _NAMED = re.compile(r"\$\{(\w+)\}|\$(\w)")
@@ -22,6 +23,9 @@ def literals(commands: Sequence[Command]) -> dict[str, str]:
         if command.name == "next":
             for name in words[1:]:
                 known.pop(name, None)
+        for inner in command.inner:  # whether it happens is known only while LAMMPS runs
+            if inner.name == "variable":
+                known.pop(inner.words[1] if len(inner.words) > 1 else "", None)
         if command.name != "variable" or len(words) < 3:
             continue
         name, style, values = words[1], words[2], words[3:]
@@ -44,7 +48,7 @@ def lengths(deck: Deck) -> list[int | None]:
     found: list[int | None] = []
     now: int | None = 0  # the MD step
     for at, command in enumerate(deck.commands):
-        if not command.names.isdisjoint(_SETS_STEP):
+        if not command.names.isdisjoint(SETS_STEP):
             now = None
         if command.name != "run":
             continue

@@ -194,6 +194,8 @@ def test_variables_that_hold_a_number_are_read():
     assert (spec.limits.dt_min, spec.run.steps) == (0.004, 50) and "Not decided: how long" not in text
     stepped = case("variable n index 500 600\nvariable k index 3\nnext k\nfix 1 all nve\nrun $n\nrun $k")
     assert stepped.count("# Not decided: how long") == 2
+    perhaps = case('variable n index 500\nif "1 > 0" then "variable n delete"\nfix 1 all nve\nrun $n')
+    assert "# Not decided: how long 'run $n'" in perhaps
 
 
 def test_a_dt_that_must_stay_is_said():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from scripted import ScriptedTask
@@ -40,101 +39,97 @@ class Met:
         self.send, self.receive, self.close = link.send, link.receive, link.close
 
 
-def serving(folder: Path) -> tuple[Setting, Callable[[], None]]:
-    folder.mkdir(exist_ok=True)
-    set_up = Setting(folder, records=False)
+class Served(Setting):
+    """A server without a recorder, and a trainer whose Link can lose it."""
 
-    def handle() -> None:
-        while set_up.server.poll(0.0):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, records=False)
+        self.link = Met(self.trainer)
+
+    def handle(self) -> None:
+        while self.server.poll(0.0):
             pass
 
-    return set_up, handle
+    def trains(self, made: list[Counting], folder: Path) -> Trainer:
+        """A trainer that has met the server, which knows the fields; it puts its tasks into `made`."""
+
+        def make(*_: object) -> Counting:
+            made.append(Counting())
+            return made[-1]
+
+        trainer = Trainer(make, TASK, self.settings.run, self.link, folder)
+        self.handle()
+        self.hello()
+        trainer.poll(0.0)
+        return trainer
+
+    @property
+    def versions(self) -> list[int]:
+        return [model["version"] for model in self.server.core.models]
 
 
 def test_a_server_that_comes_back_has_the_model_of_the_trainer_that_stayed(tmp_path: Path) -> None:
     made: list[Counting] = []
-
-    def make(*_: object) -> Counting:
-        made.append(Counting())
-        return made[-1]
-
-    first, handle = serving(tmp_path)
-    link = Met(first.trainer)
-    trainer = Trainer(make, TASK, first.settings.run, link, tmp_path)
-    handle()
-    first.hello()
+    first = Served(tmp_path)
+    trainer = first.trains(made, tmp_path)
     for _ in range(3):
         first.ask()
         trainer.poll(0.0)
-        handle()
-    assert first.server.core.models[-1]["version"] == 3
+        first.handle()
+    assert first.versions[-1] == 3
     first.server._link.close()  # as one that is killed: it says nothing
-    second, handle = serving(tmp_path)
-    trainer._link = link = Met(second.trainer)
-    link.meetings = 2
+    second = Served(tmp_path)
+    trainer._link, second.link.meetings = second.link, 2
     trainer.poll(0.0)
-    handle()
-    assert not second.server.core.models
+    second.handle()
+    assert not second.versions
     second.hello()
     trainer.poll(0.0)
-    handle()
-    assert len(made) == 1 and [model["version"] for model in second.server.core.models] == [3]
+    second.handle()
+    assert len(made) == 1 and second.versions == [3]
     second.ask()
     trainer.poll(0.0)
-    handle()
-    assert second.server.core.models[-1]["version"] == 4 and made[0].seen == [0, 1, 2, 0]
-    assert second.server.untrained == 0
-    trainer.close()
+    second.handle()
+    assert second.versions[-1] == 4 and made[0].seen == [0, 1, 2, 0] and second.server.untrained == 0
     second.close()
     for rest in (first.rank, first.recorder, first.trainer):
         rest.close()
 
 
 def test_a_model_that_is_learned_while_nobody_listens_is_told_later(tmp_path: Path) -> None:
-    set_up, handle = serving(tmp_path)
-    link = Met(set_up.trainer)
-    trainer = Trainer(lambda *_: Counting(), TASK, set_up.settings.run, link, tmp_path)
-    handle()
-    set_up.hello()
-    trainer.poll(0.0)
-    set_up.ask()
-    link.connected = False
+    served = Served(tmp_path)
+    trainer = served.trains([], tmp_path)
+    served.ask()
+    served.link.connected = False
     for _ in range(3):
         trainer.poll(0.0)
-    handle()
-    assert not set_up.server.core.models and not any((tmp_path / "checkpoint").iterdir())
-    link.connected = True
-    trainer.poll(0.0)
-    trainer.poll(0.0)
-    handle()
-    assert [model["version"] for model in set_up.server.core.models] == [1]
-    trainer.close()
-    set_up.close()
+    served.handle()
+    assert not served.versions and not any((tmp_path / "checkpoint").iterdir())
+    served.link.connected = True
+    for _ in range(2):
+        trainer.poll(0.0)
+    served.handle()
+    assert served.versions == [1]
+    served.close()
 
 
 def test_a_connection_that_only_broke_begins_nothing_anew(tmp_path: Path) -> None:
-    set_up, handle = serving(tmp_path)
-    link = Met(set_up.trainer)
-    trainer = Trainer(lambda *_: Counting(), TASK, set_up.settings.run, link, tmp_path)
-    handle()
-    set_up.hello()
+    served = Served(tmp_path)
+    trainer = served.trains([], tmp_path)
+    slots, served.link.meetings = trainer._slots, 2
     trainer.poll(0.0)
-    slots = trainer._slots
-    link.meetings = 2
+    served.handle()
     trainer.poll(0.0)
-    handle()
-    trainer.poll(0.0)
-    assert trainer._slots is slots
-    trainer.close()
-    set_up.close()
+    assert slots is not None and trainer._slots is slots
+    served.close()
 
 
 def test_states_that_come_before_the_trainer_is_up_are_counted_as_untrained(tmp_path: Path) -> None:
-    set_up, _ = serving(tmp_path)
-    set_up.hello()
-    set_up.ask()
-    set_up.ask()
-    set_up.ready(set_up.trainer, TASK)
-    set_up.ask()
-    assert set_up.server.untrained == 2 and [sample.step for sample in told(set_up.trainer, Sample)] == [2]  # type: ignore[union-attr]
-    set_up.close()
+    served = Served(tmp_path)
+    served.hello()
+    served.ask()
+    served.ask()
+    served.ready(served.trainer, TASK)
+    served.ask()
+    assert served.server.untrained == 2 and [sample.step for sample in told(served.trainer, Sample)] == [2]  # type: ignore[union-attr]
+    served.close()
