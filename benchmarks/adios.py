@@ -29,6 +29,8 @@ PATIENCE_S = 20.0
 SMALL, LARGE = 8_000, 8_000_000
 COUNTS = {SMALL: 200, LARGE: 60}
 WARM_UP = 10
+COME_BY_S = 0.1
+"""A writer comes by so often for the reader that opens its stream: more often, it would fill that reader's queue."""
 SLOW = 30
 """Round trips that are made with Nagle's algorithm on; each takes tens of milliseconds."""
 
@@ -160,7 +162,7 @@ def measured(kind: str, size: int, both_ways: bool, count: int) -> list[float]:
 def lead(kind: str, folder: Path, size: int, both_ways: bool, count: int, talk: socket.socket) -> list[float]:
     """This side: puts, and takes what comes back."""
     talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    talk.settimeout(0.02)
+    talk.settimeout(COME_BY_S)
     out = KINDS[kind](folder / "out", size, "Write")
     talk.sendall(b"w")
     end = time.monotonic() + PATIENCE_S
@@ -195,7 +197,7 @@ def follow(kind: str, folder: Path, size: int, both_ways: bool, count: int, port
         taken = KINDS[kind](folder / "out", size, "Read")
         back = KINDS[kind](folder / "back", size, "Write") if both_ways else None
         talk.sendall(b"o")
-        talk.settimeout(0.02)
+        talk.settimeout(COME_BY_S)
         while not heard(talk):
             if back is not None:
                 back.come_by()

@@ -26,8 +26,10 @@ def pair(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Peer,
     try:
         assert writer.hear() == "open"
         reader = Peer(getattr(request, "param", "read"), tmp_path)
-        while not reader.has_said(0.02):  # its open ends when the writer comes by
+        wait_s = 0.05  # and longer each time, so that the empty steps do not fill the queue
+        while not reader.has_said(wait_s):  # its open ends when the writer comes by
             writer.do("come_by")
+            wait_s *= 1.5
         assert reader.hear() == "open"
         yield writer, reader
     finally:
