@@ -26,7 +26,6 @@ adios-mpi: setup
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/coupler run examples/vortex_gust.toml --reference --out runs/demo
-	$(BIN)/coupler report runs/demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

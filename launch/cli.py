@@ -41,7 +41,7 @@ def run(
         case: The run file.
         settings: Change a key of the run file, as in --set simulation.ranks=2; may be given again.
         out: Run folder, new or empty; runs/NAME-SEED-N unless given.
-        reference: Also run the same case all-direct, and compare.
+        reference: Also run the same case all-direct, compare, and write the report.
         seed: Short for --set run.seed=SEED.
     """
     from launch.check import check as checked

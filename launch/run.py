@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from coupler import connect
 from coupler.bulks import folder as bulk_folder
@@ -28,6 +29,7 @@ from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
 from launch.progress import Line, Progress, last_said
 from launch.report.summary import summarise
+from launch.report.words import number
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
 from ml_servers.recorder import BOOKS
@@ -49,7 +51,7 @@ def run(spec: RunSpec, folder: Path, *, reference: bool = False, console: Consol
     Args:
         spec: The resolved case.
         folder: Run folder; must not hold a run yet.
-        reference: Whether to run the same case all-direct afterwards and compare.
+        reference: Whether to run the same case all-direct afterwards, compare, and write the report.
         console: Where to show progress.
 
     Returns:
@@ -85,7 +87,13 @@ def _run(spec: RunSpec, folder: Path, reference: bool, console: Console, signals
     _conclude(summary, console)
     if outcome.interrupted or problem == STOPPED:
         return INTERRUPTED
-    return int(outcome.code != 0 or bool(problem))
+    if outcome.code != 0 or problem:
+        return 1
+    if reference:
+        from launch.report import page  # it draws, which takes a second to import
+
+        console.print(f"report: {escape(str(page.write(folder)))}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def prepare(spec: RunSpec, folder: Path) -> None:
@@ -316,15 +324,27 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
     if summary.get("unverified_steps"):
         console.print(f"[yellow]{summary['unverified_steps']} learned steps were not covered by an audit.[/]")
     for name, value in (summary.get("judgement") or {}).items():
-        if isinstance(value, list | dict):  # tables and curves, for the report
+        if isinstance(value, list | dict):  # the table comes last; curves are for the report
             continue
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
+    if rows := (summary.get("judgement") or {}).get("table"):
+        console.print(_side_by_side(rows))
     if sentence := mostly_dropped(summary.get("samples") or {}):
         console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
     if missed := (summary.get("recording") or {}).get("missed"):
         console.print(f"[yellow]{missed} states are missing in the recording: the recorder did not keep up.[/]")
     for name, reason in summary.get("failures", {}).items():
         console.print(f"[yellow]Task {name} was out of use: {escape(str(reason))}[/]")
+
+
+def _side_by_side(rows: list[dict[str, Any]]) -> Table:
+    """The runs that a simulation compared, one a row."""
+    table = Table(*rows[0], box=None, padding=(0, 2), pad_edge=True)
+    for row in rows:
+        table.add_row(*(escape(number(row.get(name))) for name in rows[0]))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 def mostly_dropped(samples: Mapping[str, Any]) -> str:

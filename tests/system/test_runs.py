@@ -72,6 +72,7 @@ def test_command_line_with_reference(tmp_path: Path) -> None:
     assert summary["error"]["max"] < 1e-6  # the map is exact
     assert summary["time"]["reference_wall_s"] > 0 and summary["net_speedup"] > 0
     assert "error" in done.stderr
+    assert f"report: {folder / 'report.html'}" in done.stderr and (folder / "report.html").exists()
     again = subprocess.run([*coupler, "run", f"{folder}.toml", "--out", str(folder)], capture_output=True, text=True)
     assert again.returncode == 2 and "not empty" in again.stderr
 

@@ -160,3 +160,11 @@ def test_that_most_states_came_to_nothing_is_the_last_word(samples: dict[str, ob
     console = Console(width=200, record=True)
     running._conclude({"status": "finished", "learned_fraction": 0.0, "samples": samples}, console)
     assert says == running.mostly_dropped(samples) and says in console.export_text()
+
+
+def test_what_was_compared_stands_side_by_side() -> None:
+    console = Console(width=80, record=True)
+    rows = [{"run": "coupled", "setting": None, "steps": 29720}, {"run": "fixed dt", "setting": 0.25, "steps": 37540}]
+    running._conclude({"status": "finished", "learned_fraction": 0.0, "judgement": {"table": rows}}, console)
+    lines = [line.split() for line in console.export_text().splitlines()[-3:]]
+    assert lines == [["run", "setting", "steps"], ["coupled", "–", "29,720"], ["fixed", "dt", "0.25", "37,540"]]
