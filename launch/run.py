@@ -29,7 +29,7 @@ from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
 from launch.progress import Line, Progress, last_said
 from launch.report.summary import summarise
-from launch.report.words import number
+from launch.report.tables import compared
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
 from ml_servers.recorder import BOOKS
@@ -339,9 +339,10 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
 
 def _side_by_side(rows: list[dict[str, Any]]) -> Table:
     """The runs that a simulation compared, one a row."""
-    table = Table(*rows[0], box=None, padding=(0, 2), pad_edge=True)
-    for row in rows:
-        table.add_row(*(escape(number(row.get(name))) for name in rows[0]))
+    _, head, cells, _ = compared(rows)
+    table = Table(*head, box=None, padding=(0, 2))
+    for row in cells:
+        table.add_row(*map(escape, row))
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from launch.report import palette
 from launch.report.rundir import RunFolder
-from launch.report.tables import Table
-from launch.report.words import UNKNOWN, number
+from launch.report.tables import Table, compared
+from launch.report.words import number
 
 
 def judgement(folder: RunFolder) -> dict[str, Any]:
@@ -23,12 +23,10 @@ def judgement(folder: RunFolder) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """The figures, and the runs side by side."""
-    figures = [(name, _text(value)) for name, value in found.items() if not isinstance(value, list | dict)]
+    figures = [(name, number(value)) for name, value in found.items() if not isinstance(value, list | dict)]
     made = [Table("Figures of merit, as the simulation gives them.", ("", ""), tuple(figures))] if figures else []
     if rows := found.get("table"):
-        head = tuple(rows[0])
-        cells = tuple(tuple(_text(row.get(name)) for name in head) for row in rows)
-        made.append(Table("The runs that were compared, at equal simulated time.", head, cells))
+        made.append(compared(rows))
     return made
 
 
@@ -43,7 +41,3 @@ def dt(figure: Figure, folder: RunFolder) -> None:
     axes.set_xlabel("simulated time")
     axes.set_title("dt of a solver step")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.01), ncols=4)
-
-
-def _text(value: Any) -> str:
-    return UNKNOWN if value is None else value if isinstance(value, str) else number(value, 4)

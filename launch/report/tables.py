@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launch.report.words import UNKNOWN, number, percent, pick, seconds
@@ -17,6 +17,13 @@ class Table(NamedTuple):
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     wordy: bool = False
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The runs that a simulation compared with its own, side by side."""
+    head = tuple(rows[0])
+    cells = tuple(tuple(number(row.get(name)) for name in head) for row in rows)
+    return Table("The runs that were compared, at equal simulated time.", head, cells)
 
 
 def errors(summary: Mapping[str, Any]) -> Table:
