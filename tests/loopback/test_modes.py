@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import signal
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -51,13 +52,15 @@ def same_bits(a: Ran, b: Ran) -> bool:
 @pytest.mark.parametrize("rung", ["inline", "threads"])
 def test_act_takes_over_and_records_the_origin_of_every_step(tmp_path: Path, rung: str) -> None:
     pace = {"pace_s": 0.002} if rung == "threads" else {}
+    had_torch = "torch" in sys.modules  # by another test of this process
     result = ran(tmp_path / "run", rung=rung, steps=300, simulation=pace)
     assert result.code == 0
     summary = result.summary
     assert summary["status"] == "finished" and summary["steps"] == 300 and summary["switches"] >= 1
     assert summary["learned_fraction"] > 0.5
     assert summary["audits"] >= 1 and summary["rewinds"] == 0
-    assert summary["lost"] == [] and summary["failures"] == {} and summary["torch_in_simulation"] is False
+    assert summary["lost"] == [] and summary["failures"] == {}
+    assert summary["torch_in_simulation"] is had_torch
     observed = result.observables
     assert [record["step"] for record in observed] == list(range(301 if observed[-1]["step"] == 300 else 300))
     learned = spans(result)

@@ -29,6 +29,7 @@ def case_of(tmp_path: Path, rung: str, mode: str) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["off", "shadow", "advise", "act"])
 @pytest.mark.parametrize("rung", ["inline", "threads", "local", "mpi"])
 def test_outside_plug_ins_in_every_mode_and_rung(tmp_path: Path, rung: str, mode: str) -> None:
+    had_torch = rung in ("inline", "threads") and "torch" in sys.modules  # by another test of this process
     result = ran(tmp_path / "run", steps=1000 if mode == "act" else 200, **case_of(tmp_path, rung, mode))
     summary = result.summary
     assert result.code == 0 and summary["status"] == "finished", summary["cause"]
@@ -39,7 +40,7 @@ def test_outside_plug_ins_in_every_mode_and_rung(tmp_path: Path, rung: str, mode
     assert dts <= ({0.1, 0.05} if mode in ("advise", "act") else {0.1})
     for before, after in itertools.pairwise(result.trace):
         assert after["step"] == before["to_step"]
-    assert summary["torch_in_simulation"] is False
+    assert summary["torch_in_simulation"] is had_torch
     if mode == "act":
         origins = {record["origin"] for record in result.observables}
         assert 0 in origins and len(origins) > 1
