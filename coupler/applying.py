@@ -8,6 +8,7 @@ from coupler.agreement import totals
 from coupler.blending import blend_in
 from coupler.contracts import Advice, Simulation
 from coupler.errors import SimulationFailed, StepFailed
+from coupler.rejection import integrate
 from coupler.retry import given_up
 from schemas.fields import Snapshot
 from schemas.messages import Action
@@ -32,15 +33,14 @@ def _integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Ad
         simulation.integrate(advice.dt, 1)
         return advice
     here = simulation.snapshot()
-    if coupling.wants_kept(here.step):
+    if coupling.saved.due(here.step, coupling.terms.keep_every):
         coupling.keep(here.step, simulation.save())
     try:
-        simulation.integrate(advice.dt, 1)
+        return integrate(coupling, simulation, advice)
     except StepFailed as failed:
         if not coupling.try_again(here.step, advice.dt):
             raise SimulationFailed(given_up(failed)) from failed
         return _undo(coupling, simulation, here, advice, str(failed))
-    return advice
 
 
 def _adopt(coupling: Coupling, simulation: Simulation, advice: Advice, learned: Snapshot) -> Advice:

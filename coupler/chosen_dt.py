@@ -1,11 +1,12 @@
-"""The dt of the next direct step: what was advised, while that is fresh; less after a failure; cut at the end. Pure."""
+"""The dt of a direct step: what was advised, while that is fresh; less after a failure; cut at the end. Pure."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from coupler.guard import Guard
-from coupler.retry import Retry
+from coupler.retry import SMALLER, Retry
 from coupler.terms import Terms
 from schemas.fields import Snapshot
 
@@ -27,14 +28,25 @@ class ChosenDt:
         self._advised, self._answers = 0.0, 0
         self._own = 0.0
         self._given = math.nan  # dt of the last step, where it came from an Advice
+        self._rejected: tuple[float, float] | None = None  # dt that the last step was made with, and meant to be
 
     def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
         """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
         self._advised = advised if advised or not goes_on else self._advised
         self._answers = answers
 
+    def meant(self, snapshot: Snapshot) -> Snapshot:
+        """A state with the dt that the step to it was meant to have, where it was made again with a smaller one.
+
+        What made it too large was chance, or has been learned from: the next dt begins at the one that was meant.
+        """
+        if self._rejected and math.isclose(snapshot.dt, self._rejected[0], rel_tol=ROUNDING):
+            return replace(snapshot, dt=self._rejected[1])
+        return snapshot
+
     def next(self, snapshot: Snapshot) -> float:
         """The dt of a direct step from here."""
+        self._rejected = None
         if not math.isclose(snapshot.dt, self._given, rel_tol=ROUNDING):  # the simulation's own choice
             self._own = snapshot.dt
         own = self._terms.dt or self._own
@@ -44,6 +56,14 @@ class ChosenDt:
         dt = self._terms.cut(min(dt, self._retry.limit(snapshot.step)), snapshot.time)
         self._given = dt if self._advised else math.nan
         return dt
+
+    def rejected(self, dt: float) -> float:
+        """A step of dt made too large an error; the dt to make it again with, 0 when none is allowed."""
+        smaller = SMALLER * dt
+        if smaller < self._guard.dt_min:
+            return 0.0
+        self._rejected = smaller, self._rejected[1] if self._rejected else dt
+        return smaller
 
     def failed(self, step: int, dt: float) -> float:
         """A step of dt from `step` failed; the dt to try next, 0 when enough was tried."""

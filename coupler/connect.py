@@ -72,7 +72,8 @@ def guard(spec: run.RunSpec) -> Guard:
     """The Guard of this case."""
     limits = {"dt_min": spec.limits.dt_min, "dt_max": spec.limits.dt_max}
     given = {name: value for name, value in limits.items() if value is not None}
-    return Guard(bounds=dict(spec.guard.bounds), drift=dict(spec.guard.invariants), **given)
+    errors = spec.limits.errors if dt_is_chosen(spec) else {}
+    return Guard(bounds=dict(spec.guard.bounds), drift=dict(spec.guard.invariants), errors=dict(errors), **given)
 
 
 def listen(spec: run.RunSpec, folder: Path) -> Link:

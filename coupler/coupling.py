@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +16,7 @@ from coupler.bulks.bulk import Bulk, frames_only
 from coupler.channel import Channel
 from coupler.chosen_dt import ChosenDt
 from coupler.contracts import Advice, Invariant, Link, Simulation
-from coupler.decisions import as_advice, objection_to
+from coupler.decisions import as_advice, as_rewind, objection_to
 from coupler.guard import Guard
 from coupler.ledger import Ledger
 from coupler.protocol.client import ClientProtocol
@@ -91,12 +90,10 @@ class Coupling:
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
         self._adopted = 0  # decision of the last learned state taken and not undone
-        self._all_direct = True  # whether no learned state was ever adopted
         self._dt = ChosenDt(terms, self.guard)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
-        self._refused = ""
-        self._stall_s = 0.0  # since the last Ask
+        self._refused, self._stall_s = "", 0.0  # both since the last Ask
         self._step = self._next_ask = terms.first_step
         self._closed = False
 
@@ -134,6 +131,7 @@ class Coupling:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite.
         """
+        snapshot = self._dt.meant(snapshot)
         if self.terms.over(snapshot):
             return self.finish(snapshot, invariants)
         if self._channel is None:
@@ -227,10 +225,6 @@ class Coupling:
         """Keeps what a host saved at a step for a rewind, unless the state is no verified one."""
         self.saved.keep(step, token)
 
-    def wants_kept(self, step: int) -> bool:
-        """Whether the state of a direct step should be kept, so that a later step that fails can be taken again."""
-        return self._all_direct and self.saved.due(step, self.terms.keep_every)
-
     def try_again(self, step: int, dt: float) -> bool:
         """A step of dt failed. Whether there is a saved state to go back to, and a smaller dt to try."""
         smaller = self._dt.failed(step, dt)
@@ -246,9 +240,16 @@ class Coupling:
         self._refused, self._standing = reason, 0
         self._jump(back - 1, back)
         self.saved.verified, self._adopted = True, 0
-        rewind = replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)
-        self._record.decided(left, self.fields, rewind, 0.0, self._clock())
+        self.record(left, rewind := as_rewind(advice, reason, back))
         return rewind
+
+    def rejected(self, dt: float) -> float:
+        """A step of dt made too large an error; the dt to make it again with, 0 when none is allowed."""
+        return self._dt.rejected(dt)
+
+    def record(self, snapshot: Snapshot, advice: Advice) -> None:
+        """Records what was done at a state in place of the Advice that `exchange` gave there."""
+        self._record.decided(snapshot, self.fields, advice, 0.0, self._clock())
 
     def close(self, status: str = "finished", wait_s: float = 0.5) -> None:
         """Says goodbye, waits up to `wait_s` for the last acknowledgement, and frees the link. May be called twice."""
@@ -258,8 +259,7 @@ class Coupling:
         if self._channel is not None:
             self._channel.close(self._step, status, wait_s)
         self._alone.settle()
-        ways = self._channel.outbox.ways if self._channel else {}
-        self._record.close(self.ledger, self.books, ways)
+        self._record.close(self.ledger, self.books, self._channel.outbox.ways if self._channel else {})
 
     # ------------------------------------------------------------------------------------------------ one exchange
 
@@ -364,7 +364,7 @@ class Coupling:
             # An answer about a direct state says that the way to here was direct and verified.
             self.saved.verified = self._state_is_direct and told.answers > self._jumped_to
             self._jump(told.step, told.step)
-            self._adopted, self._all_direct = decision, False
+            self._adopted, self.saved.all_direct = decision, False
         elif told.action is Action.REWIND:
             self.saved.back_to(told.rewind_to)
             self._jump(told.rewind_to - 1, told.rewind_to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from coupler.contracts import Advice
 from coupler.guard import Guard
@@ -63,3 +64,8 @@ def as_advice(told: messages.Advice, blocks: Mapping[str, Block], snapshot: Snap
         snapshot=Snapshot(told.step, told.time, snapshot.dt, blocks) if learned else None,
         rewind_to=told.rewind_to,
     )
+
+
+def as_rewind(advice: Advice, reason: str, back: int) -> Advice:
+    """The Advice to go back to a step, in place of one that could not be kept."""
+    return replace(advice, action=Action.REWIND, reason=reason, phase="direct", rewind_to=back, snapshot=None)

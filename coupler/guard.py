@@ -25,12 +25,14 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
         drift: Allowed relative change of an invariant through an adopted state, by name.
         dt_min: Smallest dt; 0 for none.
         dt_max: Largest dt; infinity for none.
+        errors: Largest error of a direct step, by the observable that holds it.
     """
 
     bounds: dict[str, tuple[float, float]] = {}
     drift: dict[str, float] = {}
     dt_min: float = 0.0
     dt_max: float = math.inf
+    errors: dict[str, float] = {}
 
     def dt(self, suggested: float, otherwise: float) -> float:
         """The dt to integrate with: the suggestion, clamped, or `otherwise` when it is not a positive number."""
@@ -81,6 +83,24 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
             change = abs(after.get(name, 0.0) - before.get(name, 0.0)) / scale
             if not change <= limit:
                 return f"invariant {name!r} changed by {change:.3g} (relative), the limit is {limit:g}"
+        return ""
+
+    def errors_of(self, blocks: Mapping[str, Block]) -> dict[str, float]:
+        """Largest magnitude of each limited error in this rank's Blocks."""
+        return {name: float(np.abs(blocks[name].array).max(initial=0.0)) for name in self.errors}
+
+    def rejection(self, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+        """Which error a direct step took beyond its limit, as a sentence; empty when none.
+
+        An error that was larger before is none that this step made, as of what adds up over steps.
+
+        Args:
+            before: `errors_of` the state before the step.
+            after: `errors_of` the state after it.
+        """
+        for name, limit in self.errors.items():
+            if not after[name] <= limit and not after[name] <= before[name]:
+                return f"{name!r} became {after[name]:.3g}, its limit is {limit:g}"
         return ""
 
 

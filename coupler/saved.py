@@ -14,9 +14,11 @@ class SavedStates(dict[int, object]):
     Attributes:
         verified: Whether the present state may be kept: a rewind to one that was not directly integrated from a
             verified one would prove nothing.
+        all_direct: Whether no learned state was ever adopted.
     """
 
     verified: bool = True
+    all_direct: bool = True
 
     def keep(self, step: int, token: object) -> None:
         """Keeps a state, if it is verified."""
@@ -26,8 +28,11 @@ class SavedStates(dict[int, object]):
                 del self[min(self)]
 
     def due(self, step: int, every: int) -> bool:
-        """Whether the newest is at least `every` steps old, or there is none."""
-        return step - max(self, default=-math.inf) >= every
+        """Whether to keep the state of a direct step, so that a later one that fails can be taken again.
+
+        So it is while all was direct, and the newest is at least `every` steps old, or there is none.
+        """
+        return self.all_direct and step - max(self, default=-math.inf) >= every
 
     def back_to(self, step: int) -> None:
         """The host goes back to the state of a step: later ones are of a branch that it leaves."""

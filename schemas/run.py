@@ -185,12 +185,15 @@ class LimitsSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         dt_max: Largest dt that Advice may set.
         dt_steps: Coupling steps beyond the state that it answers for which an advised dt holds. Where no newer one
             comes in time, the simulation's own dt takes its place, unless that is larger.
+        errors: Largest error of a direct step, by the observable that holds it. Where dt is chosen (modes advise and
+            act), a step beyond is rejected: undone, and made again with a smaller dt, but for trials and audits.
     """
 
     dt: Positive | None = None
     dt_min: Positive | None = None
     dt_max: Positive | None = None
     dt_steps: Count = 8
+    errors: dict[str, Positive] = {}
 
 
 class OutputSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

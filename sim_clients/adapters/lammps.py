@@ -19,9 +19,10 @@ from schemas.fields import Block, FieldSpec, Snapshot
 from sim_clients.adapters.lammps_bars import bars_dt, bars_return
 from sim_clients.adapters.lammps_checks import check_box, check_keywords, check_seed, check_units, deck_at
 from sim_clients.adapters.lammps_course import Course, Place
-from sim_clients.adapters.lammps_drift import LookBack, Range
+from sim_clients.adapters.lammps_drift import Drift, Drifted, State
 from sim_clients.adapters.lammps_engine import Engine, finite
 from sim_clients.adapters.lammps_instant import Instant, Instants
+from sim_clients.adapters.lammps_judge import OURS, STEPS, WALL, Case, compare
 from sim_clients.adapters.lammps_units import unit_of
 from sim_clients.paced import Paced
 
@@ -31,10 +32,6 @@ Keyword = Annotated[str, Meta(pattern=r"^(v_)?[A-Za-z]\w*\Z")]
 
 COUPLED = ("econserve", "ecouple")
 """Keywords that hold the energy a thermostat has exchanged so far. It cannot be set back inside LAMMPS."""
-WALL = "wall"
-"""Keyword of ours: seconds since the simulation was made."""
-DRIFT = "drift"
-"""Observable: the range of the invariant in the last `span` of simulated time, over the kinetic energy."""
 
 
 class _Saved(NamedTuple):
@@ -46,7 +43,7 @@ class _Saved(NamedTuple):
     external: NDArray[np.float64] | None
     place: Place
     md_dt: float
-    ranges: tuple[Range, ...]
+    drifted: Drifted
 
 
 class Lammps:
@@ -58,8 +55,10 @@ class Lammps:
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
     (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, the difference of its highest
-    and lowest value in the last `span` of simulated time, over the kinetic energy (0 before the first step). `v_NAME`
-    stands for an equal-style variable, `wall` for the seconds since the simulation was made.
+    and lowest value in the last `span` of simulated time, over the kinetic energy (0 before the first step), and with
+    `span` also `window_drift`, its largest distance so far from its value at the start of the present window, over the
+    mean kinetic energy there; windows are `span` long. `v_NAME` stands for an equal-style variable; with `tolerance`,
+    `wall` for the seconds since the simulation was made, and `md_steps` for all MD steps since then.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another
@@ -102,7 +101,8 @@ class Lammps:
             particles: Fields of the atoms to stream.
             invariant: Thermo keyword that is conserved: `econserve` with a thermostat, `etotal` without.
             samples: Times in one coupling step that the invariant is looked at; each makes LAMMPS evaluate it.
-            span: Simulated time that `drift` looks back over; 0 for the last coupling step.
+            span: Simulated time that `drift` looks back over, and length of a window of `window_drift`; 0 for the last
+                coupling step, and no windows.
             units: The unit style that the case is written in; must be the deck's.
             external: Whether a force on each atom comes in through `fix external`.
             log: LAMMPS's own log file.
@@ -126,12 +126,12 @@ class Lammps:
         self._opening = (ranks, seed, "none" if for_reference else log)
         if tolerance is not None and invariant is None:
             raise ValueError('tolerance is a drift of the invariant; name that too, such as invariant = "econserve"')
-        names = [*thermo, *([invariant, "ke"] if invariant else []), *([WALL] if tolerance else [])]
+        names = [*thermo, *([invariant, "ke"] if invariant else []), *(OURS if tolerance else [])]
         self._keywords = tuple(dict.fromkeys(names))
         self._particles, self._invariant, self._external = particles, invariant, external
         self._blocks = [len(part) for part in np.array_split(range(every), samples)]
         self._engine = Engine(*self._opening)
-        shown = [name for name in self._keywords if name != WALL and not name.startswith("v_")]
+        shown = [name for name in self._keywords if name not in OURS and not name.startswith("v_")]
         self._course = Course(
             self._deck, shown, every, external, equilibration, quiet=for_reference, ended=self._keep_end
         )
@@ -142,10 +142,10 @@ class Lammps:
         self._course.begin(self._engine)
         self._units = str(self._engine.number("units"))
         check_units(self._deck, self._units, units)
-        check_keywords(self._engine, [name for name in self._keywords if name != WALL])
+        check_keywords(self._engine, [name for name in self._keywords if name not in OURS])
         check_box(self._engine)
-        self._step, self._time, self._drift = 0, 0.0, 0.0
-        self._recent = LookBack(span)  # range of the invariant
+        self._step, self._time, self._made_steps = 0, 0.0, 0
+        self._drift = Drift(span)
         self._md_dt = self._engine.dt
         self._dt = every * self._md_dt
         self._offset: dict[str, float] = {}
@@ -160,14 +160,14 @@ class Lammps:
         atoms = [FieldSpec(n, "<f8", shape, unit_of(quantities[n], style), "particle") for n in self._particles]
         if self._external:
             atoms.append(FieldSpec("external_force", "<f8", shape, unit_of("force", style), "particle"))
-        names = [*self._keywords, *([DRIFT] if self._invariant else [])]
+        names = [*self._keywords, *(self._drift.names if self._invariant else [])]
         scalars = [FieldSpec(n, "<f8", (), unit_of(n, style), "scalar", "observable") for n in names]
         return (*atoms, *scalars)
 
     def snapshot(self) -> Snapshot:
         """See `Simulation.snapshot`. Particles of this rank in the order of their ids, which are tags by rank."""
         if self._shown is None:
-            scalars = self._values | ({DRIFT: self._drift} if self._invariant else {})
+            scalars = self._values | (self._drift.values if self._invariant else {})
             blocks = {name: Block(np.array(value)) for name, value in scalars.items()}
             until = self._time + self._course.place.left / self._every * self._dt  # no learned phase passes a run line
             self._shown = Snapshot(self._step, self._time, self._dt, self._particle_blocks() | blocks, until)
@@ -219,7 +219,7 @@ class Lammps:
         self._md_dt = self._md_dt if snapshot.dt == self._dt else snapshot.dt / self._every
         self._step, self._time, self._dt = snapshot.step, snapshot.time, snapshot.dt
         self._settle(md_step, md_time)
-        self._forget_drift()
+        self._drift.now = Drifted()  # the energy was changed from outside
         self._values, self._shown = self._look(), None
         self._next_line()
 
@@ -232,7 +232,7 @@ class Lammps:
             external=self._engine.external().copy() if self._external else None,
             place=self._course.place,
             md_dt=self._md_dt,
-            ranges=self._recent.parts,
+            drifted=self._drift.now,
         )
 
     def restore(self, token: object) -> None:
@@ -251,8 +251,7 @@ class Lammps:
             ids = self._atoms.index(instant.tags)
             engine.external()[...] = self._atoms.spread(engine, Block(token.external, ids=ids))
         self._md_dt, self._dt, self._step, self._time = token.md_dt, shown.dt, shown.step, shown.time
-        self._drift = float(shown[DRIFT]) if self._invariant else 0.0
-        self._recent.parts = token.ranges
+        self._drift.now = token.drifted
         self._settle(instant.step, instant.time)
         self._offset = {}
         fresh = self._look()
@@ -270,8 +269,6 @@ class Lammps:
         """
         if self._tolerance is None or self._invariant is None:
             return {}
-        from sim_clients.adapters.lammps_judge import Case, compare
-
         (ranks, seed, _), keywords = self._opening, (self._invariant, "ke")
         case = Case(
             engine=lambda: Engine(ranks, seed, "none"),
@@ -291,21 +288,22 @@ class Lammps:
             windows=self._windows,
             say=Paced(log.info if ranks.rank == 0 else lambda _: None),
         )
-        return compare(observed, case, WALL)
+        return compare(observed, case)
 
     def _one_step(self, end: float) -> None:
         """The MD steps of one coupling step, and what is observed at its end, a simulated time."""
-        seen = [self._values[self._invariant]] if self._invariant else []
+        before = self._energies(self._time)
+        seen = [before.energy]
         for n in self._blocks:
             self._course.advance(self._engine, n)
+            self._made_steps += n
             if self._invariant:
                 seen.append(self._engine.value(self._invariant) + self._offset.get(self._invariant, 0.0))
         self._values = self._look()
         if bad := finite(self._values):
             raise StepFailed(f"{bad} is {self._values[bad]}")
         if self._invariant:
-            whole = self._recent.add(end, min(seen), max(seen))
-            self._drift = whole / self._values["ke"] if self._values["ke"] > 0.0 else 0.0
+            self._drift.add(before, seen, self._energies(end))
         if self._engine.dt != self._md_dt:
             raise SimulationFailed(
                 f"LAMMPS changed dt from {self._md_dt:g} to {self._engine.dt:g} by itself; take out what does, such as "
@@ -320,9 +318,14 @@ class Lammps:
     def _look(self) -> dict[str, float]:
         """The observed keywords at this instant."""
         read = self._engine.value
-        values = {name: read(name) for name in self._keywords if name != WALL}
+        values = {name: read(name) for name in self._keywords if name not in OURS}
         values |= {name: values[name] + more for name, more in self._offset.items()}
-        return values | ({WALL: time.perf_counter() - self._made} if WALL in self._keywords else {})
+        ours = {WALL: time.perf_counter() - self._made, STEPS: float(self._made_steps)}
+        return values | (ours if WALL in self._keywords else {})
+
+    def _energies(self, time: float) -> State:
+        """The conserved and the kinetic energy at the state last looked at; 0 where none is named."""
+        return State(time, self._values[self._invariant], self._values["ke"]) if self._invariant else State(time, 0, 0)
 
     def _particle_blocks(self) -> dict[str, Block]:
         if not (self._particles or self._external):
@@ -353,7 +356,7 @@ class Lammps:
             return
         check_box(self._engine)
         self._values = self._look()
-        self._forget_drift()
+        self._drift.now = Drifted()  # the energy was changed from outside
         if (md_dt := self._engine.dt) != self._md_dt:
             self._md_dt, self._dt = md_dt, self._every * md_dt
 
@@ -363,10 +366,6 @@ class Lammps:
     def _require(self, bar: str, what: str) -> None:
         if bar:
             raise SimulationFailed(f"At time {self._time:g}, {what}: {bar}")
-
-    def _forget_drift(self) -> None:
-        """The energy was changed from outside: what it was before is nothing to hold it against."""
-        self._recent.parts, self._drift = (), 0.0
 
     def _rebuild(self, place: Place) -> None:
         """Another instance, taken to a place in the deck."""

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 NEARLY = 1e-9
 """Share of a stretch that rounding may cost."""
+DRIFT = "drift"
+"""Observable: the range of the invariant in the last `span` of simulated time, over the kinetic energy."""
+WINDOW_DRIFT = "window_drift"
+"""Observable: the drift so far in the present window; windows are `span` long, from time 0 on."""
+
+
+class State(NamedTuple):
+    """Simulated time, conserved energy and kinetic energy, the energies in one unit."""
+
+    time: float
+    energy: float
+    kinetic: float
 
 
 class Range(NamedTuple):
@@ -17,62 +31,108 @@ class Range(NamedTuple):
     high: float
 
 
-@dataclass(slots=True)
-class LookBack:
-    """Range of a quantity over the last `span` of simulated time, whole coupling steps, at least the last one.
+class Window(NamedTuple):
+    """A window of simulated time and what was seen in it. A state at its end belongs to it.
 
     Attributes:
-        span: Simulated time.
-        parts: By coupling step, the oldest first.
+        number: From 0; -1 before the first state.
+        start: The conserved energy at its start.
+        last: The newest one.
+        largest: Largest distance from the start.
+        kinetic: Sum of the kinetic energies.
+        seen: States.
     """
 
-    span: float
-    parts: tuple[Range, ...] = ()
+    number: int = -1
+    start: float = 0.0
+    last: float = 0.0
+    largest: float = 0.0
+    kinetic: float = 0.0
+    seen: int = 0
 
-    def add(self, end: float, low: float, high: float) -> float:
-        """Takes the next coupling step, which ends at a simulated time; the range over all that is looked back on."""
-        parts = (*self.parts, Range(end, low, high))
-        while len(parts) > 1 and parts[0].time <= end - self.span * (1.0 - NEARLY):
-            parts = parts[1:]
-        self.parts = parts
-        return max(part.high for part in parts) - min(part.low for part in parts)
+    @property
+    def drift(self) -> float:
+        """The largest |E - E at the start| over the mean kinetic energy."""
+        return self.largest * self.seen / self.kinetic if self.kinetic else 0.0
+
+    def add(self, state: State, length: float) -> Window:
+        """The window of the next state, where windows have a length: this one with the state in it, or a new one."""
+        number = max(math.ceil(state.time / length * (1.0 - NEARLY)) - 1, 0)
+        start, largest, kinetic, seen = self.start, self.largest, self.kinetic, self.seen
+        if number != self.number:
+            start, largest, kinetic, seen = state.energy if self.number < 0 else self.last, 0.0, 0.0, 0
+        largest = max(largest, abs(state.energy - start))
+        return Window(number, start, state.energy, largest, kinetic + state.kinetic, seen + 1)
 
 
 @dataclass(slots=True)
 class WindowDrift:
-    """Drift by window of simulated time: windows of equal length from 0 to `end`.
-
-    The drift in a window is the largest |E - E at its start| over the mean kinetic energy in it. Fed in order of time.
+    """Drift by window of simulated time, from 0 on. Fed in order of time.
 
     Attributes:
-        end: Simulated time of the last window's end.
-        count: Windows.
+        length: Of a window, in simulated time.
         worst: Drift by window that was seen so far.
     """
 
-    end: float
-    count: int
+    length: float
     worst: list[float] = field(default_factory=list)
-    _start: float = 0.0
-    _before: float = 0.0
-    _largest: float = 0.0
-    _kinetic: float = 0.0
-    _seen: int = 0
+    _now: Window = field(default_factory=Window)
 
     def add(self, time: float, energy: float, kinetic: float) -> None:
         """Takes the next state: its time, conserved energy and kinetic energy, in one unit."""
-        window = min(int(time / self.end * self.count), self.count - 1)
-        if not self.worst:
-            self._before = energy
-        while len(self.worst) <= window:
+        self._now = self._now.add(State(time, energy, kinetic), self.length)
+        while len(self.worst) <= self._now.number:
             self.worst.append(0.0)
-            self._start, self._largest, self._kinetic, self._seen = self._before, 0.0, 0.0, 0
-        self._seen += 1
-        self._kinetic += kinetic
-        self._largest = max(self._largest, abs(energy - self._start))
-        self._before = energy
-        self.worst[-1] = self._largest * self._seen / self._kinetic
+        self.worst[-1] = self._now.drift
 
     def keeps(self, tolerance: float) -> bool:
         """Whether every window has kept a tolerance so far. What is not a number has not."""
         return all(drift <= tolerance for drift in self.worst)
+
+
+class Drifted(NamedTuple):
+    """What `Drift` knows at a state; immutable.
+
+    Attributes:
+        parts: By coupling step of the last `span`, the oldest first.
+        window: The present window.
+        drift: See `DRIFT`; 0 before the first step.
+    """
+
+    parts: tuple[Range, ...] = ()
+    window: Window = Window()
+    drift: float = 0.0
+
+
+@dataclass(slots=True)
+class Drift:
+    """The drift of a run that goes on: in the last `span` of simulated time, and in the present window of that length.
+
+    Attributes:
+        span: Simulated time, whole coupling steps, at least the last one; 0 for that alone, and no windows.
+        now: What is known. A new one in its place begins anew.
+    """
+
+    span: float
+    now: Drifted = field(default_factory=Drifted)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The observables that there are."""
+        return (DRIFT, WINDOW_DRIFT) if self.span else (DRIFT,)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The observables."""
+        return dict(zip(self.names, (self.now.drift, self.now.window.drift), strict=False))
+
+    def add(self, before: State, energies: Sequence[float], after: State) -> None:
+        """Takes the next coupling step: the states before and after it, and the energies seen in it."""
+        parts = (*self.now.parts, Range(after.time, min(energies), max(energies)))
+        while len(parts) > 1 and parts[0].time <= after.time - self.span * (1.0 - NEARLY):
+            parts = parts[1:]
+        window = self.now.window
+        if self.span:
+            window = (window if window.seen else window.add(before, self.span)).add(after, self.span)
+        whole = max(part.high for part in parts) - min(part.low for part in parts)
+        self.now = Drifted(parts, window, whole / after.kinetic if after.kinetic > 0.0 else 0.0)

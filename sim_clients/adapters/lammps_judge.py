@@ -18,6 +18,9 @@ from sim_clients.adapters.lammps_drift import WindowDrift
 from sim_clients.adapters.lammps_engine import Engine
 from sim_clients.paced import Paced
 
+WALL, STEPS = "wall", "md_steps"
+"""Observables of the adapter: seconds since it was made, and MD steps made since then, those that were undone too."""
+OURS = (WALL, STEPS)
 WIDE = 1.3
 """First ratio between settings that are tried."""
 FINE = 1.06
@@ -60,7 +63,7 @@ class Result(NamedTuple):
     Attributes:
         setting: Its dt or Xmax; 0 for what has none.
         wall_s: Wall time.
-        steps: MD steps.
+        steps: MD steps, those that were undone too.
         drift: Largest drift of any window.
         curve: Simulated time and dt of the MD steps.
     """
@@ -72,13 +75,12 @@ class Result(NamedTuple):
     curve: list[tuple[float, float]]
 
 
-def compare(observed: Sequence[Mapping[str, Any]], case: Case, wall: str) -> dict[str, Any]:
+def compare(observed: Sequence[Mapping[str, Any]], case: Case) -> dict[str, Any]:
     """Judges a run by its observables.
 
     Args:
-        observed: Its trajectory; the values hold the invariant, `ke` and the wall time.
+        observed: Its trajectory; the values hold the invariant, `ke`, `wall` and `md_steps`.
         case: What to compare with.
-        wall: Name of the wall time among the values.
 
     Returns:
         Figures; with `table`, a row for each run, and `curves`, its dt over time.
@@ -89,7 +91,7 @@ def compare(observed: Sequence[Mapping[str, Any]], case: Case, wall: str) -> dic
     if len(observed) < 2:
         raise ValueError("the run has no steps to judge")
     end = float(observed[-1]["time"])
-    own = _own(observed, case, wall, end)
+    own = _own(observed, case, end)
     least = _least(own.curve, end, case.windows)
     hottest = max(record["values"]["ke"] for record in observed)
     fixed = _largest(lambda dt: _plain(case, end, f"timestep {dt!r}", dt, f"fixed dt {dt:.4g}"), least)
@@ -122,15 +124,15 @@ def _least(curve: Sequence[tuple[float, float]], end: float, windows: int) -> fl
     return float(min(means))
 
 
-def _own(observed: Sequence[Mapping[str, Any]], case: Case, wall: str, end: float) -> Result:
-    drift, curve = WindowDrift(end, case.windows), []
+def _own(observed: Sequence[Mapping[str, Any]], case: Case, end: float) -> Result:
+    drift, curve = WindowDrift(end / case.windows), []
     for before, record in zip([observed[0], *observed], observed, strict=False):
         values = record["values"]
         drift.add(record["time"], values[case.invariant], values["ke"])
         if record["time"] > before["time"]:
             curve.append((float(record["time"]), (record["time"] - before["time"]) / case.every))
-    steps = case.every * len(curve)
-    return Result(0.0, float(observed[-1]["values"][wall]), steps, max(drift.worst), curve)
+    last = observed[-1]["values"]
+    return Result(0.0, float(last[WALL]), int(last[STEPS]), max(drift.worst), curve)
 
 
 def _largest(run: Callable[[float], Result | None], first: float) -> Result | None:
@@ -159,7 +161,7 @@ def _plain(case: Case, end: float, command: str, setting: float, what: str) -> R
         course.begin(engine)
         engine.command(command)
         course.set_up(engine)
-        drift, curve, steps, now = WindowDrift(end, case.windows), [], 0, 0.0
+        drift, curve, steps, now = WindowDrift(end / case.windows), [], 0, 0.0
         while now < end * (1.0 - 1e-9):
             course.advance(engine, case.every)
             now, steps = engine.value("time"), steps + case.every
@@ -202,7 +204,7 @@ def _oracle(case: Case, end: float, first: float) -> Result | None:
 
 def _window(case: Case, steered: Simulation, token: object, until: float, dt: float) -> Result | None:
     steered.restore(token)
-    drift, curve = WindowDrift(until, 1), []
+    drift, curve = WindowDrift(until), []
     began = time.perf_counter()
     try:
         now = steered.snapshot()

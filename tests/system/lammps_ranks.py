@@ -172,7 +172,7 @@ def spans():
     long.integrate(0.1, 1)
     long.restore(token)
     back = float(long.snapshot()["drift"]) * float(long.snapshot()["ke"])
-    again = len(long._recent.parts), back == wide[-1]
+    again = len(long._drift.now.parts), back == wide[-1]
     return f"{wide[0] == ranges[0]} {covers} {max(wide) > max(ranges)} {again}"
 
 

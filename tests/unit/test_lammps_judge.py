@@ -11,7 +11,7 @@ from sim_clients.paced import Paced
 
 
 def test_drift_counts_from_the_start_of_each_window_over_its_kinetic_energy():
-    drift = WindowDrift(end=2.0, count=2)
+    drift = WindowDrift(length=1.0)
     for time, energy, kinetic in ((0.0, 5.0, 1.0), (0.5, 5.1, 1.0), (0.9, 4.8, 1.0), (1.0, 5.0, 2.0), (2.0, 5.6, 2.0)):
         drift.add(time, energy, kinetic)
     assert drift.worst == pytest.approx([0.2, 0.4])
@@ -19,7 +19,7 @@ def test_drift_counts_from_the_start_of_each_window_over_its_kinetic_energy():
 
 
 def test_what_is_not_a_number_keeps_no_tolerance():
-    drift = WindowDrift(end=1.0, count=1)
+    drift = WindowDrift(length=1.0)
     drift.add(0.0, 1.0, 1.0)
     drift.add(0.5, math.nan, math.nan)
     assert not drift.keeps(1e9)
