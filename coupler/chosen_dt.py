@@ -29,6 +29,7 @@ class ChosenDt:
         self._own = 0.0
         self._given = math.nan  # dt of the last step, where it came from an Advice
         self._rejected: tuple[float, float] | None = None  # dt that the last step was made with, and meant to be
+        self._rejected_at = -2
 
     def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
         """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
@@ -41,7 +42,9 @@ class ChosenDt:
         What made it too large was chance, or has been learned from: the next dt begins at the one that was meant.
         """
         if self._rejected and math.isclose(snapshot.dt, self._rejected[0], rel_tol=ROUNDING):
-            return replace(snapshot, dt=self._rejected[1])
+            smaller, dt = self._rejected
+            in_a_row, self._rejected_at = snapshot.step == self._rejected_at + 1, snapshot.step
+            return replace(snapshot, dt=math.sqrt(smaller * dt) if in_a_row else dt)
         return snapshot
 
     def next(self, snapshot: Snapshot) -> float:

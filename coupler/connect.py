@@ -196,7 +196,7 @@ def open_coupling(
     folder, ranks = Path(folder), ranks or Ranks()
     spec = read_case(folder)
     mistakes = run.guard_mistakes(spec.guard, fields, invariants or {}) + run.bulk_mistakes(spec.bulk, fields)
-    if mistakes:
+    if mistakes := mistakes + run.limit_mistakes(spec.limits, fields):
         raise CaseError(mistakes)
     if link is None and spec.run.mode != "off":
         link = connect(spec, folder, f"rank-{ranks.rank}")

@@ -20,6 +20,7 @@ class Ledger:
     Attributes:
         direct_s: Wall time of directly integrated steps, library excluded.
         direct_steps: Their number.
+        rejected_steps: Steps that made too large an error, and were made again; their time is in `direct_s`.
         learned_s: Wall time of learned phases: waiting, checking and adopting, seconds.
         learned_steps: Steps they covered.
         stalls: Wall time inside the library, seconds, one for each exchange.
@@ -29,6 +30,7 @@ class Ledger:
     clock: Callable[[], float]
     direct_s: float = 0.0
     direct_steps: int = 0
+    rejected_steps: int = 0
     learned_s: float = 0.0
     learned_steps: int = 0
     stalls: list[float] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Ledger:
         return {
             "direct_s": self.direct_s,
             "direct_steps": self.direct_steps,
+            "rejected_steps": self.rejected_steps,
             "direct_step_s": self.direct_s / self.direct_steps if self.direct_steps else None,
             "learned_s": self.learned_s,
             "learned_steps": self.learned_steps,

@@ -22,7 +22,7 @@ from schemas.messages import Action
 LEDGER = "ledger.json"
 FLUSH_S = 0.5
 """The trace reaches the operating system at least this often, for those who watch the run."""
-CHEAP = ("direct_s", "direct_steps", "learned_s", "learned_steps")
+CHEAP = ("direct_s", "direct_steps", "rejected_steps", "learned_s", "learned_steps")
 """What of the ledger is written before the end: quantiles of all stalls would take long in the middle of a run."""
 BOOKS_COST = 100
 """Books that are not closed yet are written so rarely that it takes no more than one part in so many of the time."""

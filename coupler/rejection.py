@@ -43,6 +43,7 @@ def integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Adv
         dt = coupling.rejected(advice.dt) if reason else 0.0
         if not dt:
             return advice
+        coupling.ledger.rejected_steps += 1
         coupling.record(end, as_rewind(advice, reason, end.step - 1))
         simulation.restore(token)
         advice = replace(advice, dt=dt, reason=reason)

@@ -176,3 +176,8 @@ def _limits(limits: LimitsSection) -> Iterator[Mistake]:
         yield Mistake(
             ("limits", "dt"), f"limits.dt is {dt}, outside dt_min = {low or 0.0} to dt_max = {high or math.inf}"
         )
+    if limits.errors and low is None:
+        yield Mistake(
+            ("limits", "errors"),
+            "limits.errors has steps made again with a smaller dt, where dt is chosen: give limits.dt_min",
+        )

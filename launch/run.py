@@ -25,11 +25,13 @@ from coupler.protocol.client import UNUSABLE
 from coupler.recording import LEDGER, books_are_closed
 from launch import one_process
 from launch.check import crowded
+from launch.judged import advised_error, limited_errors
 from launch.plan import Process, find_mpiexec, plan
 from launch.processes import signal_name
 from launch.progress import Line, Progress, last_said
 from launch.report.summary import summarise
 from launch.report.tables import compared
+from launch.report.words import limits_in_words
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
 from ml_servers.recorder import BOOKS
@@ -230,7 +232,8 @@ def _facts(
         "mode": spec.run.mode,
         "simulated_time": simulation.get("time"),
         "tolerance": spec.switch.tolerance,
-        "dt_error": _dt_judged(spec),
+        "dt_error": advised_error(spec),
+        "limits": limited_errors(spec, ledger.get("rejected_steps")),
         "time": {
             **{key: ledger.get(key) for key in ("direct_step_s", "learned_step_s", "stall_p50_s", "stall_p99_s")},
             "train_s": server.get("train_s"),
@@ -264,16 +267,6 @@ def _doubt(client: dict[str, Any]) -> str | None:
     if not client["closed"]:
         return "Rank 0 ended before it could close its books: they lack its last moments."
     return None
-
-
-def _dt_judged(spec: RunSpec) -> dict[str, Any] | None:
-    """The error that the advised dt is to keep small, and its tolerance; None where no dt is advised."""
-    judged = [
-        {"field": task.settings["error_field"], "tolerance": task.settings["tolerance"]}
-        for task in spec.tasks
-        if {"error_field", "tolerance"} <= task.settings.keys()
-    ]
-    return judged[0] if judged and spec.run.mode in ("advise", "act") else None
 
 
 def _recording(spec: RunSpec, server: dict[str, Any], books: dict[str, Any]) -> dict[str, Any] | None:
@@ -320,6 +313,7 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         most = dt["max"] / dt["tolerance"]
         share = _plain(100 * dt["missed"])
         parts.append(f"{share} % of the steps missed their tolerance, at most {_plain(most)} times it")
+    parts += limits_in_words(summary)
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     if summary.get("unverified_steps"):
         console.print(f"[yellow]{summary['unverified_steps']} learned steps were not covered by an audit.[/]")

@@ -286,6 +286,17 @@ def bulk_mistakes(bulk: BulkSection, fields: Iterable[FieldSpec]) -> list[str]:
     ]
 
 
+def limit_mistakes(limits: LimitsSection, fields: Iterable[FieldSpec]) -> list[str]:
+    """What `[limits]` names but the simulation does not observe; one full sentence for each."""
+    known = [spec.name for spec in fields if spec.role == "observable"]
+    has = ", ".join(map(repr, known)) or "none"
+    return [
+        f"limits.errors names {name!r}, but the simulation's observables are {has}"
+        for name in limits.errors
+        if name not in known
+    ]
+
+
 def guard_mistakes(guard: GuardSection, fields: Iterable[FieldSpec], invariants: Iterable[str]) -> list[str]:
     """What `[guard]` names but the simulation does not have; asked at the handshake, when both are known.
 

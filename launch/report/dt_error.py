@@ -30,3 +30,19 @@ def dt_error(observed: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | 
     if not len(errors):
         return found | {"max": None, "missed": None}
     return found | {"max": float(errors.max()), "missed": float(np.mean(errors > wanted["tolerance"]))}
+
+
+def limited(observed: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How the steps of a run kept the limits of their errors.
+
+    Args:
+        observed: The observables of every state.
+        wanted: `errors`, `field` (an observable) and `tolerance` (its limit) of each, and `rejected`, steps made again
+            for them; None where nothing is limited.
+
+    Returns:
+        `rejected`, and `errors`: for each what `dt_error` gives.
+    """
+    if wanted is None:
+        return None
+    return {"rejected": wanted["rejected"], "errors": [dt_error(observed, error) for error in wanted["errors"]]}

@@ -15,7 +15,7 @@ from launch.report.rundir import LOGS, RunFolder, read_folder
 from launch.report.stylesheet import CSS
 from launch.report.summary import assemble
 from launch.report.tables import Table
-from launch.report.words import UNKNOWN, findings, number, percent, pick, seconds
+from launch.report.words import UNKNOWN, findings, number, percent, pick, seconds, times
 
 REPORT = "report.html"
 LOG_TAIL = 15
@@ -120,7 +120,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
             percent(bound),
             f"bound at most, tolerance {percent(tolerance)}, coverage {percent(coverage)}",
         ),
-        ("Audits", number(summary.get("audits")), f"{number(summary.get('rewinds'))} rewound"),
+        ("Audits", number(summary.get("audits")), times(summary.get("rewinds"), "rewind")),
         (
             "Wall time",
             seconds(pick(summary, "time", "wall_s")),

@@ -12,6 +12,7 @@ Facts that the launcher hands over (all optional; a missing one gives null, and 
     models            [{version, trained_on, promoted_at_step, kind}]
     horizon_error     {bound, measured, coverage, n}; an unknown bound comes from the trace
     dt_error          {field, tolerance} of the task that advised dt
+    limits            {errors: [{field, tolerance}], rejected}, limited errors and steps made again for them
     changes           [{step, announced}], changes of controls as the case has them
     ledger            {part: seconds}, where the solver's time went
     switches, fallbacks, rewinds, audits    counts; else counted in the trace
@@ -29,7 +30,7 @@ import numpy as np
 
 from coupler.trace import Record
 from launch.report import regimes, speedup, statistics
-from launch.report.dt_error import dt_error
+from launch.report.dt_error import dt_error, limited
 from launch.report.history import History
 from launch.report.rundir import RunFolder, TrajectoryError, read_folder
 
@@ -83,6 +84,7 @@ def assemble(folder: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         "horizon_error": _horizon_error(records, facts.get("horizon_error") or {}),
         "step_error": _step_error(history),
         "dt_error": dt_error(folder.observed, facts.get("dt_error")),
+        "limits": limited(folder.observed, facts.get("limits")),
         "effective_speedup": _effective(history, time),
         "time": {key: time.get(key) for key in TIMES} | time,
         "samples": dict.fromkeys(SAMPLES) | dict(facts.get("samples") or {}),

@@ -51,7 +51,8 @@ def times(count: Any, noun: str, plural: str = "") -> str:
 def findings(summary: Mapping[str, Any]) -> list[str]:
     """What the run found, one sentence or two each, in the order of importance."""
     told = (_speed(summary), _learned(summary), _trajectory(summary), _horizon(summary), _audits(summary), _dt(summary))
-    return [sentence for sentence in (*told, *_changes(summary), *_troubles(summary)) if sentence]
+    limits = [f"{part[0].upper()}{part[1:]}." for part in limits_in_words(summary)]
+    return [sentence for sentence in (*told, *limits, *_changes(summary), *_troubles(summary)) if sentence]
 
 
 def _speed(summary: Mapping[str, Any]) -> str:
@@ -124,6 +125,21 @@ def _dt(summary: Mapping[str, Any]) -> str:
         return ""
     most = number(summary["dt_error"]["max"] / summary["dt_error"]["tolerance"], 3)
     return f"dt was advised: {percent(missed)} of {times(n, 'step')} missed its tolerance, at most {most} times it."
+
+
+def limits_in_words(summary: Mapping[str, Any]) -> list[str]:
+    """How each limited error was kept, a part of a sentence each."""
+    rejected = pick(summary, "limits", "rejected")
+    again = f"{times(rejected, 'step')} {'was' if rejected == 1 else 'were'} made again for it"
+    told = []
+    for error in pick(summary, "limits", "errors") or []:
+        name, beyond = f"limits.errors.{error['field']}", round((error["missed"] or 0.0) * error["n"])
+        if beyond:
+            most = number(error["max"] / error["tolerance"], 3)
+            told.append(f"{times(beyond, 'step')} went beyond {name}, at most {most} times it, though {again}")
+        elif error["n"]:
+            told.append(f"every step kept {name}, for which {again.removesuffix(' for it')}")
+    return told
 
 
 def _changes(summary: Mapping[str, Any]) -> list[str]:

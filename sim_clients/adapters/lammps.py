@@ -54,11 +54,11 @@ class Lammps:
 
     Fields: `x` (unwrapped) and `v` by atom (state; those named by `particles`); `external_force` (state; with
     `external`), a force on each atom, zero until somebody adopts another; the keywords of `thermo` and the invariant
-    (observables), such as `lx`, `ly`, `lz` for the box; with an invariant also `drift`, the difference of its highest
-    and lowest value in the last `span` of simulated time, over the kinetic energy (0 before the first step), and with
-    `span` also `window_drift`, its largest distance so far from its value at the start of the present window, over the
-    mean kinetic energy there; windows are `span` long. `v_NAME` stands for an equal-style variable; with `tolerance`,
-    `wall` for the seconds since the simulation was made, and `md_steps` for all MD steps since then.
+    (observables), such as `lx`, `ly`, `lz` for the box. `v_NAME` stands for an equal-style variable. With an invariant
+    also `drift`, the difference of its highest and lowest value in the last `span` of simulated time, over the kinetic
+    energy (0 before the first step), and with `span` also `window_drift`, its largest distance so far from its value at
+    the start of the present window, over the mean kinetic energy up to there. With `tolerance` also `wall`, the seconds
+    since the simulation was made, and `md_steps`, all MD steps since then.
 
     `restore` gives the saved instant back bitwise: positions, velocities, images, box, step and time. What follows
     agrees with what followed the first time to rounding, since neighbour lists are built anew and sums are in another

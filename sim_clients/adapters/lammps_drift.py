@@ -41,6 +41,7 @@ class Window(NamedTuple):
         largest: Largest distance from the start.
         kinetic: Sum of the kinetic energies.
         seen: States.
+        drift: The largest distance from the start over the mean kinetic energy up to there; it never falls.
     """
 
     number: int = -1
@@ -49,20 +50,22 @@ class Window(NamedTuple):
     largest: float = 0.0
     kinetic: float = 0.0
     seen: int = 0
+    drift: float = 0.0
 
     @property
-    def drift(self) -> float:
-        """The largest |E - E at the start| over the mean kinetic energy."""
+    def whole_drift(self) -> float:
+        """The largest |E - E at the start| over the mean kinetic energy of all states."""
         return self.largest * self.seen / self.kinetic if self.kinetic else 0.0
 
     def add(self, state: State, length: float) -> Window:
         """The window of the next state, where windows have a length: this one with the state in it, or a new one."""
         number = max(math.ceil(state.time / length * (1.0 - NEARLY)) - 1, 0)
-        start, largest, kinetic, seen = self.start, self.largest, self.kinetic, self.seen
+        same = self
         if number != self.number:
-            start, largest, kinetic, seen = state.energy if self.number < 0 else self.last, 0.0, 0.0, 0
-        largest = max(largest, abs(state.energy - start))
-        return Window(number, start, state.energy, largest, kinetic + state.kinetic, seen + 1)
+            same = Window(number, start=state.energy if self.number < 0 else self.last)
+        far, kinetic, seen = abs(state.energy - same.start), same.kinetic + state.kinetic, same.seen + 1
+        drift = max(same.drift, far * seen / kinetic) if kinetic else 0.0
+        return Window(number, same.start, state.energy, max(same.largest, far), kinetic, seen, drift)
 
 
 @dataclass(slots=True)
@@ -83,7 +86,7 @@ class WindowDrift:
         self._now = self._now.add(State(time, energy, kinetic), self.length)
         while len(self.worst) <= self._now.number:
             self.worst.append(0.0)
-        self.worst[-1] = self._now.drift
+        self.worst[-1] = self._now.whole_drift
 
     def keeps(self, tolerance: float) -> bool:
         """Whether every window has kept a tolerance so far. What is not a number has not."""
