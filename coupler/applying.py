@@ -36,7 +36,7 @@ def _integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Ad
     if coupling.saved.due(here.step, coupling.terms.keep_every):
         coupling.keep(here.step, simulation.save())
     try:
-        return integrate(coupling, simulation, advice)
+        return integrate(coupling, simulation, here, advice)
     except StepFailed as failed:
         if not coupling.try_again(here.step, advice.dt):
             raise SimulationFailed(given_up(failed)) from failed

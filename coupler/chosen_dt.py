@@ -29,7 +29,7 @@ class ChosenDt:
         self._own = 0.0
         self._given = math.nan  # dt of the last step, where it came from an Advice
         self._rejected: tuple[float, float] | None = None  # dt that the last step was made with, and meant to be
-        self._rejected_at = -2
+        self._rejected_at = -2  # step that it led to
 
     def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
         """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
@@ -39,13 +39,15 @@ class ChosenDt:
     def meant(self, snapshot: Snapshot) -> Snapshot:
         """A state with the dt that the step to it was meant to have, where it was made again with a smaller one.
 
-        What made it too large was chance, or has been learned from: the next dt begins at the one that was meant.
+        Too large an error may be chance, of which nothing follows for the next step; in two steps in a row, less so.
         """
-        if self._rejected and math.isclose(snapshot.dt, self._rejected[0], rel_tol=ROUNDING):
-            smaller, dt = self._rejected
-            in_a_row, self._rejected_at = snapshot.step == self._rejected_at + 1, snapshot.step
-            return replace(snapshot, dt=math.sqrt(smaller * dt) if in_a_row else dt)
-        return snapshot
+        if not (self._rejected and math.isclose(snapshot.dt, self._rejected[0], rel_tol=ROUNDING)):
+            return snapshot
+        smaller, dt = self._rejected
+        if self._advised and snapshot.step == self._rejected_at + 1:
+            dt = self._given = math.sqrt(smaller * dt)
+        self._rejected_at = snapshot.step
+        return replace(snapshot, dt=dt)
 
     def next(self, snapshot: Snapshot) -> float:
         """The dt of a direct step from here."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from schemas.fields import Array, Block, FieldSpec, misfit
 
+HELPS = 0.9
+"""A smaller dt is of use where it makes the error of a step smaller by this factor at least."""
 _SUM = string.ascii_letters
 """A subscript for each axis of an array, for einsum; a Block has at most 32."""
 
@@ -89,18 +91,23 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
         """Largest magnitude of each limited error in this rank's Blocks."""
         return {name: float(np.abs(blocks[name].array).max(initial=0.0)) for name in self.errors}
 
-    def rejection(self, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    def rejection(
+        self, before: Mapping[str, float], after: Mapping[str, float], tried: Mapping[str, float] | None = None
+    ) -> str:
         """Which error a direct step took beyond its limit, as a sentence; empty when none.
 
-        An error that was larger before is none that this step made, as of what adds up over steps.
+        An error that was as large before is none that this step made, as of what adds up over steps; and one that
+        hardly fell with dt is none that a smaller dt would mend.
 
         Args:
             before: `errors_of` the state before the step.
             after: `errors_of` the state after it.
+            tried: `errors_of` the state that the same step led to with a larger dt, where it was made again.
         """
         for name, limit in self.errors.items():
-            if not after[name] <= limit and not after[name] <= before[name]:
-                return f"{name!r} became {after[name]:.3g}, its limit is {limit:g}"
+            error, larger = after[name], tried[name] if tried else math.inf
+            if not error <= limit and not error <= before[name] and not error > HELPS * larger:
+                return f"{name!r} became {error:.3g}, its limit is {limit:g}"
         return ""
 
 

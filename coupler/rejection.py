@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 from coupler.agreement import agree_objection
 from coupler.contracts import Advice, Simulation
 from coupler.decisions import as_rewind
+from coupler.errors import SimulationFailed
+from schemas.fields import Snapshot
 
 if TYPE_CHECKING:
     from coupler.coupling import Coupling
 
 
-def integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Advice:
+def integrate(coupling: Coupling, simulation: Simulation, here: Snapshot, advice: Advice) -> Advice:
     """Makes a direct step, again and again with a smaller dt while an error goes beyond its limit. Collective.
 
     The state before the step was exchanged and stays the one that was, so nothing of this concerns the server: it sees
-    the step that is kept, and its dt. Where no smaller dt is allowed the step is kept as it is. In trials and audits,
-    whose forecasts are for the dt that was given, no step is rejected.
+    the step that is kept, and its dt. Where no smaller dt is allowed, or the last one did not help, the step is kept as
+    it is. In trials and audits, whose forecasts are for the dt that was given, no step is rejected.
 
     Args:
         coupling: The coupling.
-        simulation: The simulation, at the state that was exchanged.
+        simulation: The simulation.
+        here: Its present state, which was exchanged.
         advice: DIRECT.
 
     Returns:
@@ -35,16 +38,22 @@ def integrate(coupling: Coupling, simulation: Simulation, advice: Advice) -> Adv
     if not guard.errors or advice.phase != "direct":
         simulation.integrate(advice.dt, 1)
         return advice
-    token, before = simulation.save(), guard.errors_of(simulation.snapshot().blocks)
+    token, before, tried = simulation.save(), guard.errors_of(here.blocks), None
     while True:
         simulation.integrate(advice.dt, 1)
         end = simulation.snapshot()
-        reason = agree_objection(coupling.ranks, guard.rejection(before, guard.errors_of(end.blocks)))
+        after = guard.errors_of(end.blocks)
+        reason = agree_objection(coupling.ranks, guard.rejection(before, after, tried))
         dt = coupling.rejected(advice.dt) if reason else 0.0
         if not dt:
             return advice
         coupling.ledger.rejected_steps += 1
         coupling.record(end, as_rewind(advice, reason, end.step - 1))
-        simulation.restore(token)
-        advice = replace(advice, dt=dt, reason=reason)
+        try:
+            simulation.restore(token)
+        except SimulationFailed as failed:
+            raise SimulationFailed(
+                f"{failed}; a step was to be made again, since limits.errors limits its error"
+            ) from failed
+        advice, tried = replace(advice, dt=dt, reason=reason), after
         coupling.record(simulation.snapshot(), advice)

@@ -143,6 +143,8 @@ def case_of(deck: Deck, name: str) -> str:
     powers = [keyword for keyword in features if keyword == "temp"]
     span = min(steps // WINDOWS, SPANS[1]) * every * md if md and steps >= WINDOWS * SPANS[0] else 0.0
     if invariant:
+        error = f"# errors = {{ {'window_drift' if span else 'drift'} = 2e-4 }}"
+        limits += "\n" + _line(error, "a step beyond is made again, if the deck can go back")
         undecided.append(
             "which drift is tolerable (task.tolerance): 2e-4 of the kinetic energy is cautious; the run in mode shadow "
             "shows the `drift` of the deck's own dt"

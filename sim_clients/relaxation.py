@@ -153,8 +153,9 @@ class Relaxation:
 
     Fields: `x` and `v` (state); observables: `error`, the embedded error over the tolerance of the last coupling step
     as it was asked for, undivided (its largest substep; 0 before the first); `evaluations`, all force evaluations so
-    far, those of rejected attempts included; `rejections`, rejected attempts so far; `position`, which is x once more,
-    so that the record of a run holds the trajectory. Every rank holds the whole state. Nothing is conserved.
+    far, those of rejected attempts included, those of steps that `restore` undid not; `rejections`, rejected attempts
+    so far; `position`, which is x once more, so that the record of a run holds the trajectory. Every rank holds the
+    whole state. Nothing is conserved.
 
     `adopt` takes over x and v and evaluates the force once, unless they are those held already; observables stay.
     """

@@ -64,7 +64,7 @@ class Window(NamedTuple):
         if number != self.number:
             same = Window(number, start=state.energy if self.number < 0 else self.last)
         far, kinetic, seen = abs(state.energy - same.start), same.kinetic + state.kinetic, same.seen + 1
-        drift = max(same.drift, far * seen / kinetic) if kinetic else 0.0
+        drift = max(same.drift, far * seen / kinetic) if kinetic and far > same.largest else same.drift
         return Window(number, same.start, state.energy, max(same.largest, far), kinetic, seen, drift)
 
 

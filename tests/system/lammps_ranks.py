@@ -176,6 +176,20 @@ def spans():
     return f"{wide[0] == ranges[0]} {covers} {max(wide) > max(ranges)} {again}"
 
 
+def windows():
+    """`window_drift` goes back with the state, and `md_steps` counts what was undone too."""
+    melt = lammps(every=5, invariant="econserve", span=0.06, tolerance=1.0)
+    for _ in range(5):
+        melt.integrate(0.02, 1)
+    token, before = melt.save(), float(melt.snapshot()["window_drift"])
+    melt.integrate(0.1, 1)
+    other = float(melt.snapshot()["window_drift"])
+    melt.restore(token)
+    back = float(melt.snapshot()["window_drift"])
+    melt.integrate(0.02, 1)
+    return f"{before > 0.0} {other != before} {back == before} {float(melt.snapshot()['md_steps']):.0f}"
+
+
 BOX = """units lj
 lattice fcc 0.8442
 region box block 0 5 0 5 0 5

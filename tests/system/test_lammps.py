@@ -74,6 +74,11 @@ def test_drift_over_several_steps(ranks, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_drift_in_a_window(ranks, tmp_path):
+    assert said("windows", ranks, tmp_path) == "True True True 35"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_force_from_outside_acts_on_its_atom(ranks, tmp_path):
     assert said("forces", ranks, tmp_path) == "17 [0.0, 0.0, 5.0]"
 
@@ -168,3 +173,22 @@ def test_lost_atoms_are_a_rewind_with_its_reason(tmp_path):
     back = [record for record in result.trace if record["action"] == "rewind"]
     assert back and "LAMMPS stopped: Lost atoms: original 500" in back[0]["reason"]
     assert result.trace[-1]["dt"] < back[0]["dt"] and len(back) > 1
+
+
+def test_no_window_drifts_beyond_its_limit(tmp_path):
+    """The same task, which wants six times the deck's dt, without a limit and with one that it misses."""
+    deck = tmp_path / "in.long"
+    deck.write_text((SCRIPT.parent / "decks" / "in.melt").read_text().replace("length equal 200", "length equal 99990"))
+    simulation = {"input": str(deck), "invariant": "econserve", "span": 0.5, "tolerance": 1.0}
+    case = {"simulation": simulation, "tasks": [{"use": "linear:Halved", "factor": 6.0}], "steps": 999}
+    most, made = [], []
+    for errors in ({}, {"errors": {"window_drift": 2e-3}}):
+        limits = {"dt_min": 1e-3, "dt_max": 2.0, **errors}
+        run = {"seed": 3, "end_time": 6.0}
+        result = lammps_case(tmp_path / f"run{len(most)}", mode="advise", limits=limits, run=run, **case)
+        assert result.summary["simulated_time"] == pytest.approx(6.0), result.summary["cause"]
+        values = [record["values"] for record in result.observables]
+        most.append(max(value["window_drift"] for value in values))
+        made.append((values[-1]["md_steps"] - 10 * (len(values) - 1)) / 10)
+    assert most[1] <= 2e-3 < most[0]
+    assert made == [0, result.summary["limits"]["rejected"]] and made[1] > 0

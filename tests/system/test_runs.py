@@ -60,6 +60,19 @@ def test_several_server_ranks_learn_one_task(tmp_path: Path, distribution: str) 
     assert {f"trainer-Linear@{rank}.log" for rank in range(3)} <= logs
 
 
+def test_all_ranks_make_a_step_again_that_one_of_them_rejects(tmp_path: Path) -> None:
+    limits = {"dt_min": 0.01, "dt_max": 0.2, "errors": {"step_error": 0.03}}
+    case: dict[str, Any] = {"use": "erring:Erring", "tasks": [{"use": "linear:Halved", "factor": 1.0}]}
+    result = ran(
+        tmp_path / "run", rung="mpi", ranks=2, mode="advise", limits=limits, run={"end_time": 9.0}, steps=200, **case
+    )
+    assert result.code == 0 and result.summary["simulated_time"] == pytest.approx(9.0), result.summary["cause"]
+    assert result.summary["limits"]["rejected"] == 40
+    assert {r["reason"] for r in result.trace if r["action"] == "rewind"} == {
+        "rank 1: 'step_error' became 0.1, its limit is 0.03"
+    }
+
+
 def test_command_line_with_reference(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     spec_of(folder, rung="mpi", ranks=2, steps=400, simulation={"slow_until": str(tmp_path / "leads")},

@@ -291,6 +291,19 @@ BROKEN = [
     ("dt = 0.1", "dt = 1e-3", ["20: limits.dt is 0.001, outside dt_min = 0.01 to dt_max = 1.0"]),
     ("dt_max = 1.0", "dt_max = 1e-3", ["21: limits.dt_min is 0.01, above limits.dt_max = 0.001"]),
     ("dt_max = 1.0", "", ['19: task "dt" owns dt, so [limits] needs dt_max']),
+    (
+        "dt_min = 0.01",
+        "errors = { drift = 0.1 }",
+        [
+            '19: task "dt" owns dt, so [limits] needs dt_min',
+            "21: limits.errors has steps made again with a smaller dt, where dt is chosen: give limits.dt_min",
+        ],
+    ),
+    (
+        "dt_min = 0.01",
+        "dt_min = 0.01\nerrors = { drift = 0 }",
+        ["22: limits.errors.drift is 0; it must be a finite number greater than 0"],
+    ),
     ("dt_min = 0.01", 'dt_min = "0.01"', ['21: limits.dt_min is "0.01"; it must be a finite number greater than 0']),
     (
         'address = "ipc"',

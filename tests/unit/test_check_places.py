@@ -16,6 +16,7 @@ from coupler.errors import CaseError
 from launch import check as checking
 from launch import run as running
 from launch.check import RANK_BYTES, check, crowded
+from launch.report.words import findings
 
 CASE = """\
 [run]
@@ -139,6 +140,22 @@ def test_conclusion_of_a_run_that_missed_every_step(capsys: pytest.CaptureFixtur
     missed = {"n": 5, "max": 12.0, "tolerance": 0.1, "missed": 1.0}
     running._conclude({"status": "finished", "learned_fraction": 0.0, "dt_error": missed}, Console(width=200))
     assert "100 % of the steps missed their tolerance, at most 120 times it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rejected", "missed", "says"),
+    [
+        (3, 0.0, "every step kept limits.errors.drift, for which 3 steps were made again"),
+        (1, 0.0, "every step kept limits.errors.drift, for which 1 step was made again"),
+        (7, 0.4, "2 steps went beyond limits.errors.drift, at most 3 times it, though 7 steps were made again for it"),
+    ],
+)
+def test_conclusion_of_a_run_whose_errors_are_limited(rejected: int, missed: float, says: str) -> None:
+    error = {"field": "drift", "n": 5, "max": 0.3, "tolerance": 0.1, "missed": missed}
+    summary = {"limits": {"errors": [error], "rejected": rejected}, "status": "finished", "learned_fraction": 0.0}
+    console = Console(width=200, record=True)
+    running._conclude(summary, console)
+    assert says in console.export_text() and any(says[1:] in finding for finding in findings(summary))
 
 
 @pytest.mark.parametrize(

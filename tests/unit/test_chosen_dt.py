@@ -62,3 +62,40 @@ def test_the_case_says_what_the_own_dt_is_and_failures_and_the_end_limit_it() ->
     assert chosen.failed(1, 8.0) == 4.0
     assert chosen.next(at(1, 2.0)) == 4.0
     assert chosen.next(at(2, 4.0, time=9.0)) == pytest.approx(1.0)
+
+
+def test_after_a_rejected_step_the_next_begins_at_the_dt_that_was_meant() -> None:
+    chosen = ChosenDt(TERMS, GUARD)
+    chosen.told(4.0, 0)
+    assert chosen.next(at(0, 1.0)) == 4.0
+    assert chosen.rejected(4.0) == 2.0 and chosen.rejected(2.0) == 1.0
+    assert chosen.meant(at(1, 1.0)).dt == 4.0
+    assert chosen.meant(at(1, 3.0)).dt == 3.0  # the simulation has a dt of its own
+    chosen.next(at(1, 4.0))
+    assert chosen.meant(at(2, 4.0)).dt == 4.0
+
+
+def test_of_steps_rejected_in_a_row_something_is_learned() -> None:
+    chosen, begins = ChosenDt(TERMS, GUARD), []
+    chosen.next(at(0, 1.0))
+    for step in (1, 2, 3, 7):
+        chosen.told(4.0, step - 1)
+        chosen.next(at(step - 1, begins[-1] if begins else 1.0))
+        assert chosen.rejected(4.0) == 2.0
+        begins.append(chosen.meant(at(step, 2.0)).dt)
+    assert begins == pytest.approx([4.0, 8.0**0.5, 8.0**0.5, 4.0])
+    chosen.told(0.0, 7)  # the task is out of use
+    assert chosen.next(at(7, 4.0)) == 1.0
+
+
+def test_the_own_dt_of_a_simulation_is_not_changed_by_steps_in_a_row() -> None:
+    chosen = ChosenDt(TERMS, GUARD)
+    for step in range(5):
+        assert chosen.next(at(step, 1.0)) == 1.0
+        assert chosen.rejected(1.0) == 0.5
+        assert chosen.meant(at(step + 1, 0.5)).dt == 1.0
+
+
+def test_no_step_is_made_again_below_the_smallest_dt() -> None:
+    chosen = ChosenDt(TERMS, GUARD)
+    assert chosen.rejected(0.2) == 0.1 and chosen.rejected(0.19) == 0.0

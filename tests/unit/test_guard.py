@@ -83,3 +83,19 @@ def test_invariants(before: float, after: float, broken: bool) -> None:
     assert guard.broken({"mass": before, "other": 0.0}, {"mass": before, "other": 5.0}) == (
         "" if math.isfinite(before) else guard.broken({"mass": before}, {"mass": before})
     )
+
+
+def test_an_error_is_rejected_beyond_its_limit_and_only_where_the_step_made_it_larger() -> None:
+    guard = Guard(errors={"lift": 0.5, "u": 2.0})
+    before = guard.errors_of({"lift": Block(np.array(-0.4)), "u": Block(np.array([1.0, -1.5]), (0,))})
+    assert before == {"lift": 0.4, "u": 1.5}
+    assert guard.rejection(before, {"lift": 0.5, "u": 2.0}) == ""
+    assert guard.rejection(before, {"lift": 0.5, "u": 2.5}) == "'u' became 2.5, its limit is 2"
+    assert guard.rejection(before | {"lift": 0.9}, {"lift": 0.9, "u": 0.0}) == ""
+    assert "'lift' became 0.91" in guard.rejection(before | {"lift": 0.9}, {"lift": 0.91, "u": 0.0})
+    assert "'lift' became nan" in guard.rejection(before, {"lift": math.nan, "u": 0.0})
+    tried = {"lift": 0.8, "u": 0.0}
+    assert guard.rejection(before, {"lift": 0.75, "u": 0.0}, tried) == ""  # a smaller dt hardly helped
+    assert "'lift' became 0.7," in guard.rejection(before, {"lift": 0.7, "u": 0.0}, tried)
+    assert "'lift' became 0.7," in guard.rejection(before, {"lift": 0.7, "u": 0.0}, tried | {"lift": math.nan})
+    assert guard.errors_of({"lift": Block(np.array(0.0)), "u": Block(np.zeros(0), (0,))})["u"] == 0.0

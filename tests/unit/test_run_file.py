@@ -150,3 +150,10 @@ def test_guard_mistakes_name_what_the_simulation_has() -> None:
         "guard.invariants names 'mass', but the simulation has none",
     ]
     assert run.guard_mistakes(run.GuardSection(), fields, []) == []
+
+
+def test_limit_mistakes_name_the_observables() -> None:
+    fields = [FieldSpec("u", "<f8", (3,), "m/s"), FieldSpec("drift", "<f8", (), "1", "scalar", "observable")]
+    told = [f"limits.errors names {name!r}, but the simulation's observables are 'drift'" for name in ("u", "drfit")]
+    assert run.limit_mistakes(run.LimitsSection(errors={"u": 1.0, "drfit": 1.0, "drift": 1.0}), fields) == told
+    assert run.limit_mistakes(run.LimitsSection(errors={"x": 1.0}), fields[:1])[0].endswith("are none")
