@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas.fields import Array, Block, FieldSpec, misfit
 
 HELPS = 0.9
-"""A smaller dt is of use where it makes the error of a step smaller by this factor at least."""
+"""Error with a smaller dt, over that with the larger one, at which the smaller one is of use."""
 _SUM = string.ascii_letters
 """A subscript for each axis of an array, for einsum; a Block has at most 32."""
 
@@ -96,8 +96,8 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     ) -> str:
         """Which error a direct step took beyond its limit, as a sentence; empty when none.
 
-        An error that was as large before is none that this step made, as of what adds up over steps; and one that
-        hardly fell with dt is none that a smaller dt would mend.
+        An error that was as large before is none that this step made, as of what adds up over steps. Where it was
+        beyond the limit before, a smaller dt need not mend it, and has to show that it does.
 
         Args:
             before: `errors_of` the state before the step.
@@ -105,8 +105,9 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
             tried: `errors_of` the state that the same step led to with a larger dt, where it was made again.
         """
         for name, limit in self.errors.items():
-            error, larger = after[name], tried[name] if tried else math.inf
-            if not error <= limit and not error <= before[name] and not error > HELPS * larger:
+            error = after[name]
+            mends = before[name] <= limit or tried is None or not error > HELPS * tried[name]
+            if not error <= limit and not error <= before[name] and mends:
                 return f"{name!r} became {error:.3g}, its limit is {limit:g}"
         return ""
 

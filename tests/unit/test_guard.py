@@ -94,8 +94,9 @@ def test_an_error_is_rejected_beyond_its_limit_and_only_where_the_step_made_it_l
     assert guard.rejection(before | {"lift": 0.9}, {"lift": 0.9, "u": 0.0}) == ""
     assert "'lift' became 0.91" in guard.rejection(before | {"lift": 0.9}, {"lift": 0.91, "u": 0.0})
     assert "'lift' became nan" in guard.rejection(before, {"lift": math.nan, "u": 0.0})
-    tried = {"lift": 0.8, "u": 0.0}
-    assert guard.rejection(before, {"lift": 0.75, "u": 0.0}, tried) == ""  # a smaller dt hardly helped
-    assert "'lift' became 0.7," in guard.rejection(before, {"lift": 0.7, "u": 0.0}, tried)
-    assert "'lift' became 0.7," in guard.rejection(before, {"lift": 0.7, "u": 0.0}, tried | {"lift": math.nan})
+    tried, beyond = {"lift": 0.8, "u": 0.0}, before | {"lift": 0.6}
+    assert "'lift' became 0.9," in guard.rejection(before, {"lift": 0.9, "u": 0.0}, tried)  # some dt mends it
+    assert guard.rejection(beyond, {"lift": 0.75, "u": 0.0}, tried) == ""  # a smaller one hardly helped
+    assert "'lift' became 0.7," in guard.rejection(beyond, {"lift": 0.7, "u": 0.0}, tried)
+    assert "'lift' became 0.7," in guard.rejection(beyond, {"lift": 0.7, "u": 0.0}, tried | {"lift": math.nan})
     assert guard.errors_of({"lift": Block(np.array(0.0)), "u": Block(np.zeros(0), (0,))})["u"] == 0.0
