@@ -19,8 +19,8 @@ def integrate(coupling: Coupling, simulation: Simulation, here: Snapshot, advice
     """Makes a direct step, again and again with a smaller dt while an error goes beyond its limit. Collective.
 
     The state before the step was exchanged and stays the one that was, so nothing of this concerns the server: it sees
-    the step that is kept, and its dt. Where no smaller dt is allowed, or would help, the step is kept as it is. In trials
-    and audits, whose forecasts are for the dt that was given, no step is rejected.
+    the step that is kept, and its dt. Where no smaller dt is allowed, or would help, the step is kept as it is. In
+    trials and audits, whose forecasts are for the dt that was given, no step is rejected.
 
     Args:
         coupling: The coupling.
