@@ -70,7 +70,8 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_forecasts_that_are_wrong(tmp_path: Path, rung: str, answer: str) -> None:
     task, case = {"fault": answer, "fault_step": 105}, {"simulation": pace(rung), "guard": BOUNDS}
-    result = finished(ran(tmp_path / "run", rung=rung, task=task, output={"every": 10}, **case))
+    steps = 200 if rung == "inline" else 600  # where the server has to keep pace, a busy machine may delay its trial
+    result = finished(ran(tmp_path / "run", rung=rung, steps=steps, task=task, output={"every": 10}, **case))
     learned = result.steps_of("learned")
     # No forecast from step 105 on was adopted; one from a step before may be adopted a step late.
     assert learned and max(learned) <= 105
