@@ -19,9 +19,9 @@ def pace(rung: str) -> dict[str, float]:
     return {"pace_s": 0.002} if rung == "threads" else {}
 
 
-def finished(result: Ran) -> Ran:
+def finished(result: Ran, steps: int = 200) -> Ran:
     assert result.code == 0 and result.summary["status"] == "finished", result.said
-    assert result.summary["steps"] == 200 and result.trace[-1]["to_step"] == 200
+    assert result.summary["steps"] == steps and result.trace[-1]["to_step"] == steps
     energies = [record["values"]["energy"] for record in result.observables]
     assert max(energies) == pytest.approx(min(energies), rel=1e-6)  # nothing wrong entered
     for view in result.views().values():
@@ -71,7 +71,7 @@ ANSWERS = {
 def test_forecasts_that_are_wrong(tmp_path: Path, rung: str, answer: str) -> None:
     task, case = {"fault": answer, "fault_step": 105}, {"simulation": pace(rung), "guard": BOUNDS}
     steps = 200 if rung == "inline" else 600  # where the server has to keep pace, a busy machine may delay its trial
-    result = finished(ran(tmp_path / "run", rung=rung, steps=steps, task=task, output={"every": 10}, **case))
+    result = finished(ran(tmp_path / "run", rung=rung, steps=steps, task=task, output={"every": 10}, **case), steps)
     learned = result.steps_of("learned")
     # No forecast from step 105 on was adopted; one from a step before may be adopted a step late.
     assert learned and max(learned) <= 105
