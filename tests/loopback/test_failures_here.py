@@ -19,9 +19,9 @@ def pace(rung: str) -> dict[str, float]:
     return {"pace_s": 0.002} if rung == "threads" else {}
 
 
-def finished(result: Ran, steps: int = 200) -> Ran:
+def finished(result: Ran) -> Ran:
     assert result.code == 0 and result.summary["status"] == "finished", result.said
-    assert result.summary["steps"] == steps and result.trace[-1]["to_step"] == steps
+    assert result.summary["steps"] == 200 and result.trace[-1]["to_step"] == 200
     energies = [record["values"]["energy"] for record in result.observables]
     assert max(energies) == pytest.approx(min(energies), rel=1e-6)  # nothing wrong entered
     for view in result.views().values():
@@ -70,13 +70,14 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_forecasts_that_are_wrong(tmp_path: Path, rung: str, answer: str) -> None:
     task, case = {"fault": answer, "fault_step": 105}, {"simulation": pace(rung), "guard": BOUNDS}
-    steps = 200 if rung == "inline" else 600  # where the server has to keep pace, a busy machine may delay its trial
-    result = finished(ran(tmp_path / "run", rung=rung, steps=steps, task=task, output={"every": 10}, **case), steps)
+    result = finished(ran(tmp_path / "run", rung=rung, task=task, output={"every": 10}, **case))
     learned = result.steps_of("learned")
     # No forecast from step 105 on was adopted; one from a step before may be adopted a step late.
     assert learned and max(learned) <= 105
     later = {r["reason"] for r in result.trace if r["step"] >= 105} | set(result.summary["failures"].values())
-    wanted = {ANSWERS[answer]} | ({"missed by"} if rung == "threads" else set())  # it may begin in a trial there
+    # Beside a thread it may be met in a trial or an audit first, whose errors leave no horizon.
+    elsewhere = {"missed by", "no horizon keeps the tolerance"} if rung == "threads" else set()
+    wanted = {ANSWERS[answer]} | elsewhere
     assert any(words in reason for reason in later for words in wanted), later
     assert sum(record["stall_s"] > 1.0 for record in result.trace) == 0  # refusing cost no deadline
 
