@@ -30,6 +30,7 @@ class ChosenDt:
         self._given = math.nan  # dt of the last step, where it came from an Advice
         self._rejected: tuple[float, float] | None = None  # dt that the last step was made with, and meant to be
         self._rejected_at = -2  # step that it led to
+        self._slowed_at = -1  # step that the last one of several in a row led to
 
     def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
         """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
@@ -46,6 +47,7 @@ class ChosenDt:
         smaller, dt = self._rejected
         if self._advised and snapshot.step == self._rejected_at + 1:
             dt = self._given = math.sqrt(smaller * dt)
+            self._slowed_at = snapshot.step
         self._rejected_at = snapshot.step
         return replace(snapshot, dt=dt)
 
@@ -58,6 +60,8 @@ class ChosenDt:
         dt = self._guard.dt(self._advised, own)
         if snapshot.step - self._answers > self._terms.dt_steps:
             dt = min(dt, own)
+        if snapshot.step == self._slowed_at > self._answers:  # what was advised does not know of it
+            dt = min(dt, snapshot.dt)
         dt = self._terms.cut(min(dt, self._retry.limit(snapshot.step)), snapshot.time)
         self._given = dt if self._advised else math.nan
         return dt

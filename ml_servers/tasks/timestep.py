@@ -167,6 +167,7 @@ class Timestep:
         # An error that looks back says nothing of the present dt, and a drift nothing at all: what stands in for them
         # is as of the newest model, so that is what is learned from.
         self._stands_in = over > 0.0 or self._reading.drifts
+        self._lead = lead
         self._before: deque[_Moment] = deque(maxlen=lead + (refit if self._stands_in else 0))
         self._covered: deque[_Moment] = deque()  # ends of the steps that the newest error covers
         self._last: _Seen | None = None
@@ -206,8 +207,11 @@ class Timestep:
             return
         log_dt = math.log((now.time - before[-1].time) / len(covered))
         covered[-1] = _Moment(now.time, features, log_error, log_dt)
-        then = before[0]
-        if len(before) == before.maxlen and then.log_error is not None:
+        lag = self._lead + (self._pause if self._stands_in else 0)
+        if len(before) < lag:
+            return
+        then = before[-lag]
+        if then.log_error is not None:
             row = _row(log_dt - then.log_dt, then.log_error, then.log_dt, then.features)
             self._pending.append(_Pair(now.step, row, log_error - then.log_error, 1.0 / len(covered)))
 
@@ -298,7 +302,12 @@ class Timestep:
             return False
         if self._restored and self._pairs.count < ENOUGH:
             return False
-        return self._served is None or self._fresh >= min(self._refit, 1 + self._taken // 4)
+        return self._served is None or self._fresh >= self._pause
+
+    @property
+    def _pause(self) -> int:
+        """Pairs from one model to the next."""
+        return min(self._refit, 1 + self._taken // 4)
 
     def _fitted(self) -> Served:
         self._fresh, self._restored = 0, False

@@ -88,6 +88,19 @@ def test_of_steps_rejected_in_a_row_something_is_learned() -> None:
     assert chosen.next(at(7, 4.0)) == 1.0
 
 
+@pytest.mark.parametrize(("answers", "dt"), [(0, 8.0**0.5), (1, 8.0**0.5), (2, 4.0)])
+def test_what_was_advised_before_steps_in_a_row_does_not_exceed_what_follows_from_them(answers: int, dt: float) -> None:
+    chosen = ChosenDt(TERMS, GUARD)
+    chosen.told(4.0, 0)
+    for step in (0, 1):
+        assert chosen.next(at(step, 4.0)) == 4.0
+        assert chosen.rejected(4.0) == 2.0
+        shown = chosen.meant(at(step + 1, 2.0))
+    chosen.told(4.0, answers)
+    assert chosen.next(shown) == pytest.approx(dt)
+    assert chosen.next(at(3, dt)) == 4.0
+
+
 def test_the_own_dt_of_a_simulation_is_not_changed_by_steps_in_a_row() -> None:
     chosen = ChosenDt(TERMS, GUARD)
     for step in range(5):

@@ -238,6 +238,17 @@ def test_an_error_over_some_time_is_held_against_the_mean_dt_of_that_time():
         assert pair.rise == pytest.approx(math.log(errors[pair.step - 1] / errors[then - 1]))
 
 
+def test_the_first_model_does_not_wait_for_what_only_later_ones_are_late_by():
+    """An error over 4 steps is whole at step 4. The next that a new model could have forecast is 2 + 4 steps later."""
+    task, versions = make(over=4.0, lead=2, refit=16), []
+    for step, snapshot in enumerate(streamed(60)):
+        task.observe(replace(snapshot, step=step, time=float(step)))
+        versions.append(task.learn(1).version)
+    assert versions.index(1) == 4 + 2 + 4
+    pauses = np.diff([versions.index(version) for version in range(1, versions[-1] + 1)])
+    assert pauses[0] == 1 and pauses[-1] > 4
+
+
 def test_an_error_that_looks_back_is_not_the_error_of_the_present_dt():
     """A dt that has just grown has not shown its error yet: the forecast rests on what it was seen to be, at its dt."""
     task, snapshots = make(over=0.02, refit=1, growth=10.0), streamed(300)
