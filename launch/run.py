@@ -31,7 +31,7 @@ from launch.processes import signal_name
 from launch.progress import Line, Progress, last_said
 from launch.report.summary import summarise
 from launch.report.tables import compared
-from launch.report.words import limits_in_words
+from launch.report.words import beyond, limits_in_words
 from launch.signals import Signals
 from launch.supervise import Outcome, Supervisor, last_line
 from ml_servers.recorder import BOOKS
@@ -310,9 +310,9 @@ def _conclude(summary: dict[str, Any], console: Console) -> None:
         parts.append(f"largest trajectory error {error:.2e} of the rms fluctuation")
     dt = summary.get("dt_error") or {}
     if dt.get("n"):
-        most = dt["max"] / dt["tolerance"]
+        most = beyond(dt["max"] / dt["tolerance"])
         share = _plain(100 * dt["missed"])
-        parts.append(f"{share} % of the steps missed their tolerance, at most {_plain(most)} times it")
+        parts.append(f"{share} % of the steps missed their tolerance, at most {most} times it")
     parts += limits_in_words(summary)
     console.print(f"[green]finished[/]: {'; '.join(parts)}", highlight=False)
     if summary.get("unverified_steps"):

@@ -123,23 +123,36 @@ def _dt(summary: Mapping[str, Any]) -> str:
     missed, n = pick(summary, "dt_error", "missed"), pick(summary, "dt_error", "n")
     if missed is None:
         return ""
-    most = number(summary["dt_error"]["max"] / summary["dt_error"]["tolerance"], 3)
+    most = beyond(summary["dt_error"]["max"] / summary["dt_error"]["tolerance"])
     return f"dt was advised: {percent(missed)} of {times(n, 'step')} missed its tolerance, at most {most} times it."
 
 
+def beyond(ratio: float) -> str:
+    """A ratio above 1 in three digits, or as many as show that it is above 1."""
+    digits = 3
+    while float(f"{ratio:.{digits}g}") == 1.0 < ratio and digits < 16:
+        digits += 1
+    return number(ratio, digits)
+
+
 def limits_in_words(summary: Mapping[str, Any]) -> list[str]:
-    """How each limited error was kept, a part of a sentence each."""
+    """How each limited error was kept, and how many steps were made again; a part of a sentence each."""
+    errors = [error for error in pick(summary, "limits", "errors") or [] if error["n"]]
+    if not errors:
+        return []
     rejected = pick(summary, "limits", "rejected")
-    again = f"{times(rejected, 'step')} {'was' if rejected == 1 else 'were'} made again for it"
-    told = []
-    for error in pick(summary, "limits", "errors") or []:
-        name, beyond = f"limits.errors.{error['field']}", round((error["missed"] or 0.0) * error["n"])
-        if beyond:
-            most = number(error["max"] / error["tolerance"], 3)
-            told.append(f"{times(beyond, 'step')} went beyond {name}, at most {most} times it, though {again}")
-        elif error["n"]:
-            told.append(f"every step kept {name}, for which {again.removesuffix(' for it')}")
-    return told
+    again = f"{times(rejected, 'step')} {'was' if rejected == 1 else 'were'} made again"
+    told, links = [], []
+    for error in errors:
+        name, missed = f"limits.errors.{error['field']}", round((error["missed"] or 0.0) * error["n"])
+        if missed:
+            most = beyond(error["max"] / error["tolerance"])
+            told.append(f"{times(missed, 'step')} went beyond {name}, at most {most} times it")
+            links.append(f"though {again} for it")
+        else:
+            told.append(f"every step kept {name}")
+            links.append(f"for which {again}")
+    return [*told, f"{again} for these limits"] if len(told) > 1 else [f"{told[0]}, {links[0]}"]
 
 
 def _changes(summary: Mapping[str, Any]) -> list[str]:
@@ -159,7 +172,8 @@ def _changes(summary: Mapping[str, Any]) -> list[str]:
         told.append(
             f"{text}; {f'a model led again from step {number(again)}' if again is not None else 'no model led again'}."
         )
-    if told:
+    rejected = pick(summary, "limits", "rejected")
+    if told or (rejected and rejected == summary.get("rewinds")):  # these have a sentence of their own
         return told
     return [
         f"At step {number(r['found_at_step'])} the run went back to step {number(r['to_step'])}: {r['reason']}."

@@ -158,6 +158,23 @@ def test_conclusion_of_a_run_whose_errors_are_limited(rejected: int, missed: flo
     assert says in console.export_text() and any(says[1:] in finding for finding in findings(summary))
 
 
+def test_several_limits_share_the_steps_that_were_made_again() -> None:
+    errors = [
+        {"field": "drift", "n": 500, "max": 0.1004, "tolerance": 0.1, "missed": 0.002},
+        {"field": "leak", "n": 500, "max": 0.1, "tolerance": 0.2, "missed": 0.0},
+    ]
+    rewound = [{"found_at_step": 5, "to_step": 4, "reason": "'drift' became 0.2, its limit is 0.1"}]
+    summary = {"limits": {"errors": errors, "rejected": 4}, "rewinds": 4, "rewound": rewound}
+    told = [
+        "1 step went beyond limits.errors.drift, at most 1.004 times it.",
+        "Every step kept limits.errors.leak.",
+        "4 steps were made again for these limits.",
+    ]
+    assert findings(summary)[-3:] == told
+    other = "At step 5 the run went back to step 4: 'drift' became 0.2, its limit is 0.1."
+    assert findings(summary | {"rewinds": 5})[-1] == other
+
+
 @pytest.mark.parametrize(
     ("samples", "says"),
     [
