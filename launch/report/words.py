@@ -128,7 +128,7 @@ def _dt(summary: Mapping[str, Any]) -> str:
 
 
 def beyond(ratio: float) -> str:
-    """A ratio above 1 in three digits, or as many as show that it is above 1."""
+    """A ratio in three digits; where it is barely above 1, in as many as show that it is."""
     digits = 3
     while float(f"{ratio:.{digits}g}") == 1.0 < ratio and digits < 16:
         digits += 1
