@@ -110,7 +110,7 @@ class Assembly:
         self._ranks, self._depth = ranks, depth
         self._source = source or FreshArrays(fields)
         self._open: dict[int, _Partial] = {}
-        self._lone = frozenset(s.name for s in fields if s.kind == "scalar" or not s.shape)  # rank 0's value is all
+        self._divided = {spec.name: spec for spec in fields if not spec.is_common}
         self._boxes: list[dict[str, Box]] = []  # that were looked at last, and what is wrong with them
         self._wrong = ""
         self._seen = {s.name: np.zeros(s.shape[0], dtype=np.bool_) for s in fields if s.kind == "particle"}
@@ -120,7 +120,7 @@ class Assembly:
 
         Args:
             rank: Sender.
-            part: Its Blocks; copied, unless they are the whole state already.
+            part: Its Blocks; copied, unless they are the whole state already. Those of common fields are rank 0's.
 
         Returns:
             The global Snapshot once every rank has sent its part of that step, else None. Its arrays are the source's,
@@ -132,12 +132,13 @@ class Assembly:
                 think they own a value, would be wrong silently). The step is given up when the last part came.
         """
         who = f"rank {rank}: " if self._ranks > 1 else ""
-        for name, spec in self.fields.items():
+        needed = self.fields if rank == 0 else self._divided
+        for name, spec in needed.items():
             block = part.blocks.get(name)
             sentence = f"field {name!r} is missing" if block is None else misfit(spec, block)
             if sentence:
                 raise ValueError(f"{who}{sentence}")
-        if len(part.blocks) != len(self.fields) and (sentence := undeclared(self.fields, part.blocks)):
+        if len(part.blocks) != len(needed) and (sentence := undeclared(self.fields, part.blocks)):
             raise ValueError(f"{who}{sentence}")
         if self._ranks == 1 and self._is_whole(part):
             self.layouts = [_layout(part)]
@@ -151,9 +152,8 @@ class Assembly:
             partial = self._open[part.step] = _Partial(self._source.acquire(), part)
         partial.newest = part
         partial.layouts[rank] = _layout(part)
-        for name in self.fields:
-            if rank == 0 or name not in self._lone:
-                _place(part.blocks[name], partial.arrays[name])
+        for name in needed:
+            _place(part.blocks[name], partial.arrays[name])
         if len(partial.layouts) < self._ranks:
             return None
         del self._open[part.step]
@@ -185,6 +185,8 @@ class Assembly:
             elif name in layout.boxes:
                 offset, shape = layout.boxes[name]
                 blocks[name] = Block(array[Region(offset, shape).window], offset)
+            else:  # the same on every rank
+                blocks[name] = Block(array, (0,) * array.ndim)
         return blocks
 
     def _is_whole(self, part: Snapshot) -> bool:
@@ -204,7 +206,7 @@ class Assembly:
         if boxes != self._boxes:  # on the step path, and a decomposition seldom changes
             self._boxes, self._wrong = boxes, ""
             for name in boxes[0]:
-                owned = [own[name] for own in (boxes[:1] if name in self._lone else boxes)]
+                owned = [own[name] for own in (boxes if name in self._divided else boxes[:1])]
                 self._wrong = self._wrong or _untiled(self.fields[name], owned)
         if self._wrong:
             return self._wrong

@@ -125,13 +125,15 @@ class Channel:
 
         Args:
             snapshot: The instant it is about.
-            blocks: Blocks to send along.
+            blocks: Blocks to send along; rank 0 sends those of common fields for all.
             make: The message, from its stamp.
             sample: Whether it carries a whole state.
 
         Returns:
             Whether it was taken; if not, `why_closed` says why.
         """
+        if self.protocol.sent_for_us:
+            blocks = {name: block for name, block in blocks.items() if name not in self.protocol.sent_for_us}
         parcel = self.outbox.put(snapshot.step, snapshot.time, blocks)
         stamp = self.protocol.stamp(snapshot, parcel.table, self._clock(), sample=sample)
         try:

@@ -13,6 +13,9 @@ from schemas.fields import Snapshot
 ROUNDING = 1e-6
 """Relative difference up to which the dt of a state is the one that was given for the step to it."""
 
+IN_A_ROW = 4
+"""So many rejected steps in a row are not chance: the dt that was meant is too large."""
+
 
 class ChosenDt:
     """Fed with what all ranks know, so that it is the same on all of them.
@@ -29,8 +32,8 @@ class ChosenDt:
         self._own = 0.0
         self._given = math.nan  # dt of the last step, where it came from an Advice
         self._rejected: tuple[float, float] | None = None  # dt that the last step was made with, and meant to be
-        self._rejected_at = -2  # step that it led to
-        self._slowed_at = -1  # step that the last one of several in a row led to
+        self._rejected_at, self._in_a_row = -2, 0  # step that it led to, and how many there were up to it
+        self._slowed_at = -1  # step that the last one of too many in a row led to
 
     def told(self, advised: float, answers: int, *, goes_on: bool = False) -> None:
         """A dt was advised at the state of step `answers`; 0 when none was, with `goes_on` when nothing changes."""
@@ -40,12 +43,13 @@ class ChosenDt:
     def meant(self, snapshot: Snapshot) -> Snapshot:
         """A state with the dt that the step to it was meant to have, where it was made again with a smaller one.
 
-        Too large an error may be chance, of which nothing follows for the next step; in two steps in a row, less so.
+        Too large an error may be chance, of which nothing follows for the next step; in many steps in a row it is not.
         """
         if not (self._rejected and math.isclose(snapshot.dt, self._rejected[0], rel_tol=ROUNDING)):
             return snapshot
         smaller, dt = self._rejected
-        if self._advised and snapshot.step == self._rejected_at + 1:
+        self._in_a_row = self._in_a_row + 1 if snapshot.step == self._rejected_at + 1 else 1
+        if self._advised and self._in_a_row >= IN_A_ROW:
             dt = self._given = math.sqrt(smaller * dt)
             self._slowed_at = snapshot.step
         self._rejected_at = snapshot.step

@@ -17,6 +17,8 @@ def unusable(stamp: Stamp, blocks: Mapping[str, Block], needed: Iterable[FieldSp
     if not (math.isfinite(stamp.time) and math.isfinite(stamp.dt)):
         return f"step {stamp.step} came with time {stamp.time} and dt {stamp.dt}"
     for spec in needed:
+        if stamp.rank and spec.is_common:
+            continue
         block = blocks.get(spec.name)
         if sentence := f"field {spec.name!r} is missing" if block is None else misfit(spec, block):
             return sentence

@@ -26,6 +26,10 @@ IDLE_S = 0.25
 """Longest wait for samples when there is nothing to learn."""
 ALIVE_S = 0.5
 """A trainer that learns says so at least this often: its progress beat."""
+RELEASE_S = 0.1
+"""Slots that it needs no more it tells together: each message wakes the server, which shares cores with the ranks."""
+HELD = 8
+"""At most one in so many slots waits to be told."""
 
 
 class Learner(Protocol):
@@ -141,9 +145,13 @@ class Trainer:
         if not getattr(self._link, "connected", True):  # the model is told when there is somebody to tell
             self._teaches_anew = promoted
             return
-        news = promoted or self._released or self._report.backtests != self._told_backtests
-        if news or time.monotonic() - self._reported > ALIVE_S:
+        news = promoted or self._report.backtests != self._told_backtests or self._holds_many
+        if news or time.monotonic() - self._reported > (RELEASE_S if self._released else ALIVE_S):
             self._teaches_anew = not self._tell(promoted) and promoted
+
+    @property
+    def _holds_many(self) -> bool:
+        return self._slots is not None and len(self._released) * HELD >= self._slots.count
 
     def _learn(self, task: Learner) -> bool:
         """One step of learning, then rest as the pace asks. True when another model is to serve."""

@@ -32,7 +32,7 @@ class FieldSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         shape: Global shape. `()` for a scalar; for particles the first axis is the particle count.
         unit: Unit as text, `"1"` for a dimensionless field. There is no default: nothing physical is assumed.
         kind: `cell` (blocks are placed by offset), `particle` (blocks are placed by id) or `scalar` (the same on
-            every rank; rank 0's value counts).
+            every rank; rank 0 sends it).
         role: `state` is what a model advances; `control` is imposed from outside, such as an inflow speed;
             `observable` is a scalar series such as lift, forecast for every covered step.
         blend: Whether a hand-over may mix learned and integrated values of this field.
@@ -50,6 +50,11 @@ class FieldSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     def nbytes(self) -> int:
         """Size of the global array in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def is_common(self) -> bool:
+        """Whether every rank holds the same, so that rank 0 sends it for all."""
+        return self.kind == "scalar" or not self.shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class ClientProtocol:
         refusal: The server's sentence when refused.
         books: What became of the samples.
         near: Whether the server sees the same shared memory.
+        sent_for_us: Names of the fields that rank 0 sends for this rank.
     """
 
     def __init__(self, hello: Hello, silence_s: float = 2.0) -> None:
@@ -82,6 +83,7 @@ class ClientProtocol:
         self.epoch = 0
         self.near = False
         self.durable = 0
+        self.sent_for_us = frozenset(spec.name for spec in hello.fields if hello.rank and spec.is_common)
         self._hello = hello
         self._silence_s = silence_s
         self._seq = 0

@@ -65,24 +65,48 @@ class StepError:
         spread = np.sqrt(self.noise**2 + scaled @ self.covariance @ scaled)
         return float((rise - scaled @ self.coefficients) / spread)
 
-    def kept(self, row: Floats, log_dt_rises: Floats) -> Floats:
-        """Probability that the log error stays at or below 0, for each of several dt.
-
-        Args:
-            row: Shape (d,); the first column is not used.
-            log_dt_rises: Log of each dt over the dt of the last known step, shape (m,).
-
-        Returns:
-            Shape (m,), between 0 and n / (n + 1).
-        """
+    def odds(self, row: Floats) -> Odds:
+        """What follows from a row, shape (d,); its first column is not used."""
         scaled = self.scaled(row)
         scaled[0] = 0.0
         across = self.covariance @ scaled
-        mean = row[1] + scaled @ self.coefficients + self.coefficients[0] * log_dt_rises
-        more = log_dt_rises * (2.0 * across[0] + self.covariance[0, 0] * log_dt_rises)
-        variance = self.noise**2 + scaled @ across + more
-        below = np.searchsorted(self.surprises, -mean / np.sqrt(variance), side="right")
-        kept: Floats = below / (self.surprises.size + 1.0)
+        return Odds(
+            error=float(row[1] + scaled @ self.coefficients),
+            order=float(self.coefficients[0]),
+            variance=(self.noise**2 + float(scaled @ across), 2.0 * float(across[0]), float(self.covariance[0, 0])),
+            surprises=self.surprises,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """The probability that a step keeps its tolerance, as a function of its dt.
+
+    Attributes:
+        error: Log error expected of a step like the last known one.
+        order: What the log error rises by with log dt.
+        variance: Coefficients of its predicted variance, a polynomial in the rise of log dt, lowest power first.
+        surprises: See `StepError`.
+    """
+
+    error: float
+    order: float
+    variance: tuple[float, float, float]
+    surprises: Floats
+
+    def kept(self, log_dt_rises: Floats) -> Floats:
+        """Probability that the log error stays at or below 0, for each of several dt.
+
+        Args:
+            log_dt_rises: Log of each dt over the dt of the last known step, any shape.
+
+        Returns:
+            The same shape, between 0 and n / (n + 1).
+        """
+        constant, linear, square = self.variance
+        mean = self.error + self.order * log_dt_rises
+        spread = np.sqrt(constant + log_dt_rises * (linear + square * log_dt_rises))
+        kept: Floats = self.surprises.searchsorted(-mean / spread, side="right") / (self.surprises.size + 1.0)
         return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,8 @@ class Timestep:
             )
         self._confidence, self._growth, self._order, self._refit = confidence, growth, order, refit
         self._follow = follow
-        self._ladder = np.geomspace(dt_min, dt_max, math.ceil(math.log(dt_max / dt_min) / math.log(rung)) + 1)
+        ladder = np.geomspace(dt_min, dt_max, math.ceil(math.log(dt_max / dt_min) / math.log(rung)) + 1)
+        self._rungs, self._log_ladder = ladder.tolist(), np.log(ladder)
         self._width = KNOWN + self._reading.width + 1
         self._served: Served | None = None
         self._over = over
@@ -184,10 +186,7 @@ class Timestep:
         """See `Task.observe`."""
         now = _Seen(snapshot.step, snapshot.time, self._reading.measured(snapshot))
         last, self._last = self._last, now
-        imposed = self._reading.imposed(snapshot)
-        self._controls = np.stack(
-            [np.minimum(self._controls[0], imposed[0]), np.maximum(self._controls[1], imposed[1])]
-        )
+        self._reading.widen(self._controls, snapshot)
         if last is None or now.step != last.step + 1 or now.time <= last.time:
             self._drop_after(now.step)
             last = None
@@ -249,17 +248,14 @@ class Timestep:
         log_dt = math.log(snapshot.dt)
         if log_error is None:
             log_error, log_dt = served.log_error, served.log_dt
-        first = int(np.searchsorted(self._ladder, SHRINK * snapshot.dt))
-        stop = int(np.searchsorted(self._ladder, self._growth * snapshot.dt, side="right"))
-        ladder = self._ladder[min(first, len(self._ladder) - 1) : max(stop, 1)]
-        row = _row(0.0, log_error, log_dt, reading.seen(snapshot))
-        kept = served.model.kept(row, np.log(ladder) - log_dt)
-        safe = np.flatnonzero(kept >= self._confidence)
-        chosen = float(ladder[safe[-1]] if safe.size else ladder[0])
+        first = min(bisect_left(self._rungs, SHRINK * snapshot.dt), len(self._rungs) - 1)
+        stop = max(bisect_right(self._rungs, self._growth * snapshot.dt), 1)
+        odds = served.model.odds(_row(0.0, log_error, log_dt, reading.seen(snapshot)))
+        safe = (odds.kept(self._log_ladder[first:stop] - log_dt) >= self._confidence).nonzero()[0]
+        chosen = self._rungs[first + (int(safe[-1]) if safe.size else 0)]
         dt = chosen * (snapshot.dt / chosen) ** (1.0 - self._follow)  # in this form the choice itself where follow is 1
-        imposed = reading.imposed(snapshot)
-        in_range = bool((served.controls[0] <= imposed[0]).all() and (imposed[1] <= served.controls[1]).all())
-        missed = 1.0 - float(served.model.kept(row, np.array([math.log(dt) - log_dt]))[0])
+        missed = 1.0 - float(odds.kept(np.array(math.log(dt) - log_dt)))
+        in_range = reading.has_seen(snapshot, served.controls)
         return Forecast(horizon, missed, served.version, dt=dt, in_range=in_range)
 
     def state(self) -> dict[str, Array]:

@@ -50,6 +50,7 @@ class Instants:
             ValueError: Two of them have one id, or one has none.
         """
         self._ranks = ranks
+        self._names = ["x", "v", "image", *(name for name in VARYING if engine.has(name))]  # as the atom style has them
         self._ids = np.sort(np.concatenate(ranks.bcast(ranks.gather(engine.tags()))))
         self.count = len(self._ids)
         if self.count and (self._ids[0] < 1 or (np.diff(self._ids) == 0).any()):
@@ -57,8 +58,7 @@ class Instants:
 
     def take(self, engine: Engine) -> Instant:
         """Copies; cheap beside a step."""
-        names = ["x", "v", "image", *(name for name in VARYING if engine.has(name))]
-        arrays = {name: engine.read(name) for name in names}
+        arrays = {name: engine.read(name) for name in self._names}
         return Instant(engine.tags(), arrays, engine.box, int(engine.number("ntimestep")), engine.time, engine.dt)
 
     def put(self, engine: Engine, instant: Instant) -> None:

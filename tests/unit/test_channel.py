@@ -1,10 +1,18 @@
-"""When a stream is given up: after many losses in a row that last, and not while its reader may be opening it."""
+"""What a rank sends; and when a stream is given up: after many losses that last, not while its reader may open it."""
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from coupler.bulks.bulk import frames_only
 from coupler.bulks.node_stream import SLOTS
-from coupler.channel import LOST_IN_A_ROW, LOST_S, StreamedSeqs
-from schemas.messages import Ack
+from coupler.channel import LOST_IN_A_ROW, LOST_S, Channel, StreamedSeqs
+from coupler.links.memory import MemoryHub
+from coupler.protocol.client import ClientProtocol
+from schemas import wire
+from schemas.fields import FieldSpec, Snapshot
+from schemas.messages import VERSION, Ack, Hello, Push
 
 
 def lose(seqs: StreamedSeqs, seq: int, now: float) -> int:
@@ -40,3 +48,22 @@ def test_a_state_that_arrives_begins_the_count_anew() -> None:
         seqs.sent(seq)
         lost = () if seq % LOST_IN_A_ROW == 0 else (seq,)
         assert not seqs.acknowledged(Ack(1, seq, 0, 8, lost), now=float(seq))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_0_sends_for_all_what_every_rank_holds_the_same(rank: int) -> None:
+    fields = (
+        FieldSpec("u", "<f8", (4,), "m/s"),
+        FieldSpec("drag", "<f8", (), "N", role="observable"),
+        FieldSpec("inflow", "<f8", (2,), "m/s", kind="scalar", role="control"),
+    )
+    hub = MemoryHub(capacity_bytes=1 << 16)
+    listener = hub.listen()
+    protocol = ClientProtocol(Hello(VERSION, "r", rank, 2, fields, {}, 0, 9, False))
+    channel = Channel(hub.connect(b"c"), protocol, lambda: 0.0, 1 << 16, frames_only(digest=True))
+    state = Snapshot.of(0, 0.0, 0.1, u=np.zeros(4), drag=0.5, inflow=np.ones(2))
+    assert channel.post(state, state.blocks, lambda stamp: Push(stamp, {}), sample=True)
+    received = listener.receive(0.0)
+    assert received is not None
+    _, blocks = wire.decode(received[1], 1 << 16)
+    assert set(blocks) == ({"u", "drag", "inflow"} if rank == 0 else {"u"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coupler.chosen_dt import ChosenDt
+from coupler.chosen_dt import IN_A_ROW, ChosenDt
 from coupler.guard import Guard
 from coupler.terms import Terms
 from schemas.fields import Snapshot
@@ -78,27 +78,27 @@ def test_after_a_rejected_step_the_next_begins_at_the_dt_that_was_meant() -> Non
 def test_of_steps_rejected_in_a_row_something_is_learned() -> None:
     chosen, begins = ChosenDt(TERMS, GUARD), []
     chosen.next(at(0, 1.0))
-    for step in (1, 2, 3, 7):
+    for step in (1, 2, 3, 4, 5, 9):
         chosen.told(4.0, step - 1)
         chosen.next(at(step - 1, begins[-1] if begins else 1.0))
         assert chosen.rejected(4.0) == 2.0
         begins.append(chosen.meant(at(step, 2.0)).dt)
-    assert begins == pytest.approx([4.0, 8.0**0.5, 8.0**0.5, 4.0])
-    chosen.told(0.0, 7)  # the task is out of use
-    assert chosen.next(at(7, 4.0)) == 1.0
+    assert begins == pytest.approx([4.0, 4.0, 4.0, 8.0**0.5, 8.0**0.5, 4.0])
+    chosen.told(0.0, 9)  # the task is out of use
+    assert chosen.next(at(9, 4.0)) == 1.0
 
 
-@pytest.mark.parametrize(("answers", "dt"), [(0, 8.0**0.5), (1, 8.0**0.5), (2, 4.0)])
+@pytest.mark.parametrize(("answers", "dt"), [(0, 8.0**0.5), (3, 8.0**0.5), (4, 4.0)])
 def test_what_was_advised_before_steps_in_a_row_does_not_exceed_what_follows_from_them(answers: int, dt: float) -> None:
     chosen = ChosenDt(TERMS, GUARD)
     chosen.told(4.0, 0)
-    for step in (0, 1):
+    for step in range(IN_A_ROW):
         assert chosen.next(at(step, 4.0)) == 4.0
         assert chosen.rejected(4.0) == 2.0
         shown = chosen.meant(at(step + 1, 2.0))
     chosen.told(4.0, answers)
     assert chosen.next(shown) == pytest.approx(dt)
-    assert chosen.next(at(3, dt)) == 4.0
+    assert chosen.next(at(5, dt)) == 4.0
 
 
 def test_the_own_dt_of_a_simulation_is_not_changed_by_steps_in_a_row() -> None:

@@ -100,7 +100,6 @@ def test_one_state_is_dropped_by_name_and_the_next_goes_on(
         ({"v": Block(np.zeros(HALF, np.float32), (0,))}, "'v' was declared as <f8 but came as <f4"),
         ({"x": Block(np.zeros(HALF), (-1,))}, "does not fit"),
         ({"w": Block(np.zeros(1), (0,))}, "field 'w' was not declared"),
-        ({"force": None}, "field 'force' is missing"),
     ],
 )
 def test_a_part_that_does_not_fit_costs_its_step_and_names_its_rank(change: Change, says: str, who: int) -> None:
@@ -114,6 +113,16 @@ def test_a_part_that_does_not_fit_costs_its_step_and_names_its_rank(change: Chan
     for client in pair.clients:
         assert client.books.admitted == 4 and client.books.dropped == {"could not be assembled": 2}
     assert [len(advices) for advices in pair.advices] == [6, 6]
+
+
+@pytest.mark.parametrize(("who", "whole"), [(0, [0, 2, 3, 5]), (1, [0, 1, 2, 3, 4, 5])])
+def test_what_every_rank_holds_the_same_is_missed_in_the_part_of_rank_0_alone(who: int, whole: list[int]) -> None:
+    pair = Pair()
+    for step in range(6):
+        pair.step(ask, {"force": None} if step % 3 == 1 else {}, who)
+    assert pair.sampled == whole
+    sentences = [] if who else ["rank 0: field 'force' is missing"]
+    assert list(pair.core.unusable.counts) == sentences
 
 
 def test_a_part_that_its_rank_takes_back_spoils_nothing() -> None:
