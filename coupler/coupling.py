@@ -12,6 +12,7 @@ import numpy as np
 from coupler import applying, soundness
 from coupler.agreement import Vote, agree, agree_decision, agree_objection
 from coupler.alone import Alone
+from coupler.asking import Asking
 from coupler.bulks.bulk import Bulk, frames_only
 from coupler.channel import Channel
 from coupler.chosen_dt import ChosenDt
@@ -90,11 +91,11 @@ class Coupling:
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
         self._adopted = 0  # decision of the last learned state taken and not undone
-        self._dt = ChosenDt(terms, self.guard)
+        self.chosen_dt = ChosenDt(terms, self.guard)
         self._state_is_direct = True
         self._jumped_to = -1  # step of the last state that was adopted or blended
         self._refused, self._stall_s = "", 0.0  # both since the last Ask
-        self._step = self._next_ask = terms.first_step
+        self._step, self._asking = terms.first_step, Asking(terms.first_step)
         self._closed = False
 
     def __enter__(self) -> Coupling:
@@ -131,7 +132,7 @@ class Coupling:
             SchemaMismatch: A field changed its shape or dtype.
             SimulationFailed: The state is not finite.
         """
-        snapshot = self._dt.meant(snapshot)
+        snapshot = self.chosen_dt.meant(snapshot)
         if self.terms.over(snapshot):
             return self.finish(snapshot, invariants)
         if self._channel is None:
@@ -227,7 +228,7 @@ class Coupling:
 
     def try_again(self, step: int, dt: float) -> bool:
         """A step of dt failed. Whether there is a saved state to go back to, and a smaller dt to try."""
-        smaller = self._dt.failed(step, dt)
+        smaller = self.chosen_dt.failed(step, dt)
         return bool(self.saved) and 0.0 < smaller >= self.guard.dt_min
 
     def not_mixed(self, reason: str) -> None:
@@ -243,10 +244,6 @@ class Coupling:
         self.record(left, rewind := as_rewind(advice, reason, back))
         return rewind
 
-    def rejected(self, dt: float) -> float:
-        """A step of dt made too large an error; the dt to make it again with, 0 when none is allowed."""
-        return self._dt.rejected(dt)
-
     def record(self, snapshot: Snapshot, advice: Advice) -> None:
         """Records what was done at a state in place of the Advice that `exchange` gave there."""
         self._record.decided(snapshot, self.fields, advice, 0.0, self._clock())
@@ -261,8 +258,6 @@ class Coupling:
         self._alone.settle()
         self._record.close(self.ledger, self.books, self._channel.outbox.ways if self._channel else {})
 
-    # ------------------------------------------------------------------------------------------------ one exchange
-
     def _arrive(self, snapshot: Snapshot) -> None:
         """The host stands at a state: how did it get there?"""
         self._step = snapshot.step
@@ -276,8 +271,10 @@ class Coupling:
         self._mixed = 0
 
     def _ask(self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant]) -> Advice:
+        if self._asking.is_quiet(snapshot.step):
+            return self._direct(self._newest.reason, snapshot, self._newest.phase)
         channel.drain(0.0)
-        due = snapshot.step >= self._next_ask
+        due = self._asking.is_due(snapshot.step)
         fault = soundness.fault(self.fields, snapshot) if due and not self._standing else soundness.SOUND
         vote = self._agreed(self._protocol.newest, fault, snapshot)
         if self._standing:
@@ -286,9 +283,11 @@ class Coupling:
             advice = self._carry_out(vote.decision, snapshot)
             if advice.action is not Action.DIRECT:
                 return advice
-            due = snapshot.step >= self._next_ask
+            due = self._asking.is_due(snapshot.step)
         sent = due and vote.may_send and self._send_ask(channel, snapshot, until, invariants, known=0)
-        if due and not vote.may_send:
+        if due and vote.may_send:
+            self._asking.asked(snapshot.step)
+        elif due:
             self._protocol.dropped(channel.why_closed())
         if sent and self._at_once:
             channel.drain(0.0)
@@ -317,7 +316,7 @@ class Coupling:
         while sent and self._protocol.newest <= self._executed and (left := end - self._clock()) > 0.0:
             channel.drain(left)
         decision = agree_decision(self.ranks, self._protocol.newest)
-        self._next_ask = snapshot.step + 1
+        self._asking.goes_on_at(snapshot.step + 1)
         if decision <= self._executed:
             self._refused = "no answer within the deadline" if sent else channel.why_closed()
             self.saved.verified = False
@@ -349,15 +348,15 @@ class Coupling:
         found = self._protocol.take(decision)
         if found is not None:  # also of a decision that is refused: it may close an audit
             self._record.told(found[0])
-        objection = objection_to(found, snapshot, self.guard, self.fields, self.saved)
-        reason = agree_objection(self.ranks, objection)
+        reason = agree_objection(self.ranks, objection_to(found, snapshot, self.guard, self.fields, self.saved))
         if reason or found is None:
             self._refused = reason
             self._newest = self._direct(reason, snapshot)
             return self._newest
         told, blocks = found
-        self._dt.told(told.dt, told.answers, goes_on=told.phase not in ("direct", "trial"))  # an audit keeps its dt
-        advice = as_advice(told, blocks, snapshot, self._dt.next(snapshot))
+        goes_on = told.phase not in ("direct", "trial")  # an audit keeps its dt
+        self.chosen_dt.told(told.dt, told.answers, goes_on=goes_on)
+        advice = as_advice(told, blocks, snapshot, self.chosen_dt.next(snapshot))
         if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0
             self._mixed = 0 if told.weight >= 1.0 else told.version
@@ -370,17 +369,18 @@ class Coupling:
             self._jump(told.rewind_to - 1, told.rewind_to)
             self._adopted = 0
         else:
-            self._next_ask = max(self._next_ask, told.answers + told.lease)
+            self._asking.told(told.answers, told.lease)
         self._newest = advice
         return advice
 
     def _jump(self, step: int, next_ask: int) -> None:
         """The host leaves its trajectory; answers about states before `step` are void."""
-        self._jumped_to, self._next_ask = step, next_ask
+        self._jumped_to = step
+        self._asking.goes_on_at(next_ask)
         self._protocol.forget(step)
 
     def _direct(self, reason: str, snapshot: Snapshot, phase: Phase = "direct") -> Advice:
-        return Advice(Action.DIRECT, reason, self._dt.next(snapshot), phase=phase)
+        return Advice(Action.DIRECT, reason, self.chosen_dt.next(snapshot), phase=phase)
 
     def _send_ask(
         self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant], known: int

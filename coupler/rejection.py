@@ -44,7 +44,7 @@ def integrate(coupling: Coupling, simulation: Simulation, here: Snapshot, advice
         end = simulation.snapshot()
         after = guard.errors_of(end.blocks)
         reason = agree_objection(coupling.ranks, guard.rejection(before, after, tried))
-        dt = coupling.rejected(advice.dt) if reason else 0.0
+        dt = coupling.chosen_dt.rejected(advice.dt) if reason else 0.0
         if not dt:
             return advice
         coupling.ledger.rejected_steps += 1

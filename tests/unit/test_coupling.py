@@ -349,6 +349,22 @@ def test_a_lease_means_no_message() -> None:
     assert server.asks[1].stamp.step == 10
 
 
+def test_in_a_lease_nothing_is_received_or_voted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(lambda ask, n: direct(ask, n, lease=10))
+    coupling, sim = coupled(server)
+    go(coupling, sim, 2)
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(coupling._channel, "drain", never)
+        patched.setattr("coupler.coupling.agree", never)
+        go(coupling, sim, 8)
+    go(coupling, sim, 1)
+    assert [ask.stamp.step for ask in server.asks] == [0, 10]
+
+
 def test_a_lease_is_not_cut_short_by_an_answer_that_was_under_way() -> None:
     server = Server(None, None)
     coupling, sim = coupled(server)
