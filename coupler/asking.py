@@ -10,26 +10,27 @@ class Asking:
         """Args: first_step: Step of the first exchange."""
         self._next = first_step
         self._asked = -1  # step at which all ranks asked last, or could have
-        self._quiet_until = 0
+        self._quiet = 0  # exchanges to come; not steps, lest a rank that shows a wrong one leave the others waiting
 
     def is_due(self, step: int) -> bool:
         """Whether the server is asked at a step: not within a lease."""
         return step >= self._next
 
-    def is_quiet(self, step: int) -> bool:
-        """Whether a step lies in a lease that answers the last question: then there is nothing to wait or vote for."""
-        return step < self._quiet_until
+    def is_quiet(self) -> bool:
+        """Whether this exchange lies in a lease that answers the last question: nothing can come, nor be voted for."""
+        quiet = self._quiet > 0
+        self._quiet -= quiet
+        return quiet
 
     def asked(self, step: int) -> None:
         """All ranks asked at a step."""
         self._asked = step
 
-    def told(self, answers: int, lease: int) -> None:
-        """To integrate directly, for `lease` steps from the state of step `answers` on. No lease ends another early."""
+    def told(self, step: int, answers: int, lease: int) -> None:
+        """At a step: to integrate directly, for `lease` steps from that of `answers` on. None ends another early."""
         self._next = max(self._next, answers + lease)
-        if answers >= self._asked:
-            self._quiet_until = self._next
+        self._quiet = self._next - step - 1 if answers >= self._asked else 0
 
     def goes_on_at(self, step: int) -> None:
         """The host asks at this step next: it left its trajectory, or has waited for an answer."""
-        self._next, self._quiet_until = step, 0
+        self._next, self._quiet = step, 0

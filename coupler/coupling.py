@@ -271,7 +271,7 @@ class Coupling:
         self._mixed = 0
 
     def _ask(self, channel: Channel, snapshot: Snapshot, until: int, invariants: Mapping[str, Invariant]) -> Advice:
-        if self._asking.is_quiet(snapshot.step):
+        if self._asking.is_quiet():
             return self._direct(self._newest.reason, snapshot, self._newest.phase)
         channel.drain(0.0)
         due = self._asking.is_due(snapshot.step)
@@ -369,7 +369,7 @@ class Coupling:
             self._jump(told.rewind_to - 1, told.rewind_to)
             self._adopted = 0
         else:
-            self._asking.told(told.answers, told.lease)
+            self._asking.told(snapshot.step, told.answers, told.lease)
         self._newest = advice
         return advice
 

@@ -47,6 +47,9 @@ class OneServer:
         if not isinstance(message, Ask):
             return []
         self.asks += 1
+        if self.scenario == "host step in a lease":
+            told = {"answers": message.stamp.step, "lease": 4}
+            return [(messages.Advice(action=Action.DIRECT, decision=self.asks, ack=self.ack(message), **told), {})]
         if self.asks == 1:
             return self.first(message)
         if self.asks == 2 and self.fault == "silent":
@@ -111,7 +114,7 @@ def run(ranks: Ranks, fault: str) -> dict[str, Any]:
                 sim.x[0] = math.nan
             if fault == "host dtype" and n == 3 and ranks.rank == BAD_RANK:
                 sim.v = sim.v.astype(np.float32)
-            if fault == "host step" and n == 3 and ranks.rank == BAD_RANK:
+            if fault.startswith("host step") and n == 3 and ranks.rank == BAD_RANK:
                 sim.step -= 1
             advice = coupling.exchange(sim.snapshot(), None, sim.invariants())
             coupling.apply(sim, advice)
