@@ -56,12 +56,16 @@ def agree_decision(ranks: Ranks, decision: int) -> int:
 
 def agree_objection(ranks: Ranks, objection: str) -> str:
     """The objection of the first rank that has one, known to all ranks; empty when none has."""
+    return agree_advice(ranks, objection, 0)[0]
+
+
+def agree_advice(ranks: Ranks, objection: str, quiet: int) -> tuple[str, int]:
+    """See `agree_objection`; and for how many exchanges no rank has anything to wait for, whatever each was told."""
     if ranks.size == 1:
-        return objection
-    first = int(ranks.allreduce(np.array([ranks.rank if objection else ranks.size], dtype=np.float64), "min")[0])
-    if first == ranks.size:
-        return ""
-    return str(ranks.bcast(f"rank {first}: {objection}", first))
+        return objection, quiet
+    mine = np.array([ranks.rank if objection else ranks.size, quiet], dtype=np.float64)
+    first, fewest = map(int, ranks.allreduce(mine, "min"))
+    return (str(ranks.bcast(f"rank {first}: {objection}", first)) if first < ranks.size else ""), fewest
 
 
 def totals(ranks: Ranks, names: Iterable[str], items: Mapping[str, Invariant]) -> dict[str, float]:

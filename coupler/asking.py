@@ -26,10 +26,14 @@ class Asking:
         """All ranks asked at a step."""
         self._asked = step
 
-    def told(self, step: int, answers: int, lease: int) -> None:
-        """At a step: to integrate directly, for `lease` steps from that of `answers` on. None ends another early."""
+    def offered(self, step: int, answers: int, lease: int) -> int:
+        """Exchanges after that of a step which a lease from the step of `answers` on leaves without a question."""
+        return max(self._next, answers + lease) - step - 1 if answers >= self._asked else 0
+
+    def told(self, answers: int, lease: int, quiet: int) -> None:
+        """To integrate directly in a lease, none of which ends another early; and what all ranks were offered."""
         self._next = max(self._next, answers + lease)
-        self._quiet = self._next - step - 1 if answers >= self._asked else 0
+        self._quiet = quiet
 
     def goes_on_at(self, step: int) -> None:
         """The host asks at this step next: it left its trajectory, or has waited for an answer."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coupler import applying, soundness
-from coupler.agreement import Vote, agree, agree_decision, agree_objection
+from coupler.agreement import Vote, agree, agree_advice, agree_decision
 from coupler.alone import Alone
 from coupler.asking import Asking
 from coupler.bulks.bulk import Bulk, frames_only
@@ -85,8 +85,7 @@ class Coupling:
         self._protocol = ClientProtocol(messages.Hello(*who, *until, bulk.token))
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
-        sized = (terms.max_message_bytes, bulk)
-        self._channel = Channel(link, self._protocol, clock, *sized) if link is not None else None
+        self._channel = Channel(link, self._protocol, clock, terms.max_message_bytes, bulk) if link else None
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
@@ -348,14 +347,15 @@ class Coupling:
         found = self._protocol.take(decision)
         if found is not None:  # also of a decision that is refused: it may close an audit
             self._record.told(found[0])
-        reason = agree_objection(self.ranks, objection_to(found, snapshot, self.guard, self.fields, self.saved))
+        quiet = self._asking.offered(snapshot.step, found[0].answers, found[0].lease) if found else 0
+        objection = objection_to(found, snapshot, self.guard, self.fields, self.saved)
+        reason, quiet = agree_advice(self.ranks, objection, quiet)
         if reason or found is None:
             self._refused = reason
             self._newest = self._direct(reason, snapshot)
             return self._newest
         told, blocks = found
-        goes_on = told.phase not in ("direct", "trial")  # an audit keeps its dt
-        self.chosen_dt.told(told.dt, told.answers, goes_on=goes_on)
+        self.chosen_dt.told(told.dt, told.answers, goes_on=told.phase not in ("direct", "trial"))
         advice = as_advice(told, blocks, snapshot, self.chosen_dt.next(snapshot))
         if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0
@@ -369,7 +369,7 @@ class Coupling:
             self._jump(told.rewind_to - 1, told.rewind_to)
             self._adopted = 0
         else:
-            self._asking.told(snapshot.step, told.answers, told.lease)
+            self._asking.told(told.answers, told.lease, quiet)
         self._newest = advice
         return advice
 

@@ -47,8 +47,8 @@ class OneServer:
         if not isinstance(message, Ask):
             return []
         self.asks += 1
-        if self.scenario == "host step in a lease":
-            told = {"answers": message.stamp.step, "lease": 4}
+        if self.scenario in ("host step in a lease", "lease"):
+            told = {"answers": message.stamp.step, "lease": 40 if self.fault == "lease" else 4}
             return [(messages.Advice(action=Action.DIRECT, decision=self.asks, ack=self.ack(message), **told), {})]
         if self.asks == 1:
             return self.first(message)

@@ -27,6 +27,7 @@ FAULTS = (
     "silent",
     "credit",
     "invariant",
+    "lease",
 )
 FAULTS += ("host nan", "host dtype", "host step", "host step in a lease")
 
