@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+VOTES = 16
+"""Once in so many exchanges ranks compare their steps in a lease too: one that shows a wrong one is told soon."""
+
 
 class Asking:
     """Fed with what all ranks know, so that it is the same on all of them."""
@@ -17,10 +20,9 @@ class Asking:
         return step >= self._next
 
     def is_quiet(self) -> bool:
-        """Whether this exchange lies in a lease that answers the last question: nothing can come, nor be voted for."""
-        quiet = self._quiet > 0
-        self._quiet -= quiet
-        return quiet
+        """Whether nothing is to be received or voted for now: in a lease that answers the last question."""
+        left, self._quiet = self._quiet, max(self._quiet - 1, 0)
+        return left % VOTES != 0
 
     def asked(self, step: int) -> None:
         """All ranks asked at a step."""
@@ -28,7 +30,7 @@ class Asking:
 
     def offered(self, step: int, answers: int, lease: int) -> int:
         """Exchanges after that of a step which a lease from the step of `answers` on leaves without a question."""
-        return max(self._next, answers + lease) - step - 1 if answers >= self._asked else 0
+        return max(self._next - step - 1, answers + lease - step - 1, 0) if answers >= self._asked else 0
 
     def told(self, answers: int, lease: int, quiet: int) -> None:
         """To integrate directly in a lease, none of which ends another early; and what all ranks were offered."""

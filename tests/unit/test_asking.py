@@ -24,6 +24,13 @@ def test_a_lease_that_answers_the_last_question_is_quiet_to_its_end() -> None:
     assert quiet(asking, 10) == [True] * 8 + [False] * 2  # steps 7 to 14, then the next question
 
 
+def test_in_a_long_lease_ranks_compare_their_steps_now_and_then() -> None:
+    asking = Asking(0)
+    asking.asked(0)
+    tell(asking, 1, answers=0, lease=100)
+    assert [n for n, is_quiet in enumerate(quiet(asking, 99)) if not is_quiet] == [2, 18, 34, 50, 66, 82, 98]
+
+
 def test_while_an_answer_is_under_way_a_lease_is_not_quiet() -> None:
     asking = Asking(0)
     for step in (0, 1):
