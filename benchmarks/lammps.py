@@ -21,7 +21,7 @@ from launch.plan import find_mpiexec
 DECKS = ("in.lj", "in.eam", "in.chain", "in.ions")
 RANKS = (1, 2, 4)
 CASE = Path("examples/lammps_timestep.toml")
-PAIRS = 5
+PAIRS = 10
 SHADOW_TIME = 60.0
 """Simulated time of the runs that `shadow` is judged by: half a minute, so that the start of the server side counts for
 what it is."""

@@ -85,7 +85,7 @@ class Coupling:
         self._protocol = ClientProtocol(messages.Hello(*who, *until, bulk.token))
         # Alone, an answer that is here already needs no vote; elsewhere none can be here so soon, and looking costs.
         self._at_once = self.ranks.size == 1 and getattr(link, "at_once", False)
-        self._channel = Channel(link, self._protocol, clock, terms.max_message_bytes, bulk) if link else None
+        self._channel = None if link is None else Channel(link, self._protocol, clock, terms.max_message_bytes, bulk)
         self._executed = 0  # highest decision carried out or refused
         self._standing = 0  # decision whose learned state the host stands at, 0 after a direct step
         self._mixed = 0  # model version mixed into the present state by blending, 0 when it is not mixed
@@ -355,7 +355,7 @@ class Coupling:
             self._newest = self._direct(reason, snapshot)
             return self._newest
         told, blocks = found
-        self.chosen_dt.told(told.dt, told.answers, goes_on=told.phase not in ("direct", "trial"))
+        self.chosen_dt.told(told.dt, told.answers, goes_on=told.phase not in ("direct", "trial"))  # an audit goes on
         advice = as_advice(told, blocks, snapshot, self.chosen_dt.next(snapshot))
         if told.action is Action.LEARNED:
             self._standing = decision if told.weight >= 1.0 else 0

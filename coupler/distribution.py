@@ -75,7 +75,7 @@ class Share:
 
     def region(self, spec: FieldSpec) -> Region:
         """Its region of a field, in the steps that it takes."""
-        lone = spec.kind == "scalar" or not spec.shape or (spec.role != "state" and math.prod(spec.shape) == 1)
+        lone = spec.is_common or (spec.role != "state" and math.prod(spec.shape) == 1)
         if self.distribution == "steps" or lone:
             return Region.whole(spec)
         axis = 0 if spec.kind == "particle" else max(range(len(spec.shape)), key=lambda a: spec.shape[a])

@@ -52,10 +52,10 @@ def decomposed(draw: st.DrawFn, steps: int = 3) -> tuple[int, list[Mapping[str, 
             blocks = {
                 "u": Block(state["u"][rows, columns], (rows.start, columns.start)),
                 "r": Block(state["r"][ids], (), ids),
-                "g": Block(state["g"]),
+                "g": Block(state["g"] + rank),  # rank 0's value counts
             }
             if rank and draw(st.booleans()):
-                del blocks["g"]  # rank 0 sends it
+                del blocks["g"]  # and rank 0 sends it for all
             own.append(Snapshot(step, 0.5 * step, 0.5, blocks))
         states.append(state)
         parts.append(own)
